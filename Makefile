@@ -1,0 +1,58 @@
+# Each target sets up what it needs; a fresh clone wants Python 3.11 or 3.12 and make, nothing else.
+#   make demo [SLIDE=path QUERY="…"] · make serve [ARGS=…] · make test [TESTS=…] · make lint · make bench · make train [ARGS=…]
+
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+JOBS ?= 2
+TESTS ?=
+ARGS ?=
+
+export SLIDE QUERY VENV PYTHON
+export HF_HUB_OFFLINE ?= 1
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo serve test lint bench train manifests lock clean
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml scripts/setup.sh
+	@scripts/setup.sh
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/slidereason demo $${SLIDE:+--slide "$$SLIDE"} $${QUERY:+--query "$$QUERY"} $(ARGS)
+
+serve: $(READY)
+	@$(BIN)/slidereason serve $(ARGS)
+
+# All tests with the coverage floor; `make test TESTS=tests/model` runs a part without it.
+test: $(READY)
+	@rm -f .coverage .coverage.*
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile \
+	    $(if $(TESTS),$(TESTS),--cov=service --cov=worker --cov=model --cov-report=term --cov-fail-under=85)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python -m pip check
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+train: $(READY)
+	$(BIN)/slidereason train $(ARGS)
+
+# Evaluation manifests from the data folders, into a folder git ignores.
+manifests: $(READY)
+	$(BIN)/slidereason dataset manifest --out runs/manifests $(ARGS)
+
+lock: $(READY)
+	@scripts/lock.sh
+
+clean:
+	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.* \
+	    coverage.xml
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
