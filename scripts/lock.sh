@@ -20,10 +20,10 @@ PYTHON
 [ -f "$work/lock.txt" ] || touch "$work/lock.txt"
 
 "$bin/python" -m uv pip compile pyproject.toml "$work/torch-needs.txt" --all-extras --universal --python-version 3.11.3 \
-    --overrides "$work/no-torch.txt" --no-annotate --no-header --output-file "$work/lock.txt" >/dev/null
+    --python "$bin/python" --no-python-downloads --overrides "$work/no-torch.txt" --no-annotate --no-header --output-file "$work/lock.txt" >/dev/null
 {
     echo "# Every package at one exact version, for Linux on Python 3.11 and 3.12. Written by \`make lock\`; do not edit."
     echo "# torch is not here: scripts/setup.sh installs its CPU build first."
-    grep -v '^torch==' "$work/lock.txt"
+    sed -e '/^torch==/d' -e "s/ and sys_platform == 'linux'//; s/ ; sys_platform == 'linux'//" "$work/lock.txt"
 } >requirements.lock
 echo "requirements.lock: $(grep -vc '^#' requirements.lock) packages"
