@@ -1,0 +1,321 @@
+"""A slide, whatever its format: size, levels, resolution with its source, and pixels of any frame at any scale."""
+
+import hashlib
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import openslide
+
+from worker.direct_tiff import DirectTiff, open_direct_tiff
+from worker.errors import BadRequest, SlideNotFound, SlideReasonError, SlideUnreadable
+from worker.resample import resample_area
+from worker.slide_readers import OpenSlideReader, PictureReader, Reader, TiffSlideReader
+from worker.types import SlideInfo
+
+PIECE_PX = 2**24
+"""Source pixels held at once while a large frame is reduced (48 MB as RGB)."""
+
+PLAUSIBLE_MPP = (0.01, 500.0)
+PLAUSIBLE_TIFF_MPP = (0.01, 20.0)
+"""A TIFF's resolution tag is also where a printer's 72, 96, 300 or 600 dpi stands: 353 to 42 µm/px."""
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+class Slide:
+    """An open slide. Reads are thread-safe; use it as a context manager, or call `close`.
+
+    Attributes:
+        info: what the slide says of itself; `mpp_x` and `mpp_y` are None where it says nothing.
+    """
+
+    def __init__(self, reader: Reader, info: SlideInfo, direct: DirectTiff | None = None):
+        self.info = info
+        self._reader = reader
+        self._direct = direct
+
+    def __enter__(self) -> "Slide":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the file; reads afterwards fail."""
+        if self._direct is not None:
+            self._direct.close()
+        self._reader.close()
+
+    def read_px0(
+        self, x_px0: float, y_px0: float, width_px0: float, height_px0: float, out_width: int, out_height: int
+    ) -> np.ndarray:
+        """Pixels of any frame, from the nearest finer level, reduced by area.
+
+        Args:
+            x_px0, y_px0: top-left corner in level-0 pixels; may lie outside the slide.
+            width_px0, height_px0: size of the frame in level-0 pixels.
+            out_width, out_height: size of the result.
+
+        Returns:
+            (out_height, out_width, 3) uint8 RGB; white outside the slide and where the slide is transparent.
+
+        Raises:
+            SlideUnreadable: the slide's data there is broken.
+        """
+        if out_width < 1 or out_height < 1 or width_px0 <= 0 or height_px0 <= 0:
+            raise BadRequest("a frame to read must have a positive size")
+        step_x, step_y = width_px0 / out_width, height_px0 / out_height
+        out = np.full((out_height, out_width, 3), 255, np.uint8)
+        # output pixels that touch the slide; the others stay white
+        x0, x1 = _touched(x_px0, step_x, out_width, self.info.width_px0)
+        y0, y1 = _touched(y_px0, step_y, out_height, self.info.height_px0)
+        if x0 >= x1 or y0 >= y1:
+            return out
+        level = self._level_for(min(step_x, step_y))
+        per_piece = PIECE_PX * self._factor(level)[0] * self._factor(level)[1] / (step_x * step_y)
+        rows = max(1, min(y1 - y0, int(math.sqrt(per_piece))))
+        cols = max(1, min(x1 - x0, int(per_piece / rows)))
+        for row in range(y0, y1, rows):
+            for col in range(x0, x1, cols):
+                h, w = min(rows, y1 - row), min(cols, x1 - col)
+                frame = (x_px0 + col * step_x, y_px0 + row * step_y, w * step_x, h * step_y)
+                out[row : row + h, col : col + w] = self._read_piece(level, frame, w, h)
+        return out
+
+    def thumbnail(self, max_px: int) -> np.ndarray:
+        """The whole slide in one small picture.
+
+        Args:
+            max_px: upper bound of the long side; a smaller slide is not enlarged.
+
+        Returns:
+            (h, w, 3) uint8 RGB in the slide's aspect, its frame exactly the slide's level 0.
+        """
+        width, height = self.info.width_px0, self.info.height_px0
+        scale = min(1.0, max_px / max(width, height))
+        out_width, out_height = max(1, round(width * scale)), max(1, round(height * scale))
+        return self.read_px0(0, 0, width, height, out_width, out_height)
+
+    def _factor(self, level: int) -> tuple[float, float]:
+        """Level-0 pixels per pixel of a level, (x, y)."""
+        width, height = self.info.level_dimensions[level]
+        return _true_factor(self.info.width_px0, width), _true_factor(self.info.height_px0, height)
+
+    def _level_for(self, step: float) -> int:
+        """The coarsest level that is still at least as fine as one output pixel."""
+        best = 0
+        for level in range(len(self.info.level_dimensions)):
+            if max(self._factor(level)) <= step * 1.001:
+                best = level
+        return best
+
+    def _read_piece(self, level: int, frame: tuple[float, float, float, float], w: int, h: int) -> np.ndarray:
+        """One frame of level 0 that touches the slide; read with a margin, padded white, then resampled."""
+        factor_x, factor_y = self._factor(level)
+        x, y, width, height = frame[0] / factor_x, frame[1] / factor_y, frame[2] / factor_x, frame[3] / factor_y
+        level_w, level_h = self.info.level_dimensions[level]
+        # one pixel of margin serves the linear interpolation where the frame has to grow
+        left, top = math.floor(x + 1e-6) - 1, math.floor(y + 1e-6) - 1
+        right, bottom = math.ceil(x + width - 1e-6) + 1, math.ceil(y + height - 1e-6) + 1
+        x0, y0, x1, y1 = max(0, left), max(0, top), min(level_w, right), min(level_h, bottom)
+        source = np.full((bottom - top, right - left, 3), 255, np.uint8)
+        if x1 > x0 and y1 > y0:
+            inside = self._read_level(level, x0, y0, x1 - x0, y1 - y0)
+            source[y0 - top : y1 - top, x0 - left : x1 - left] = inside
+        return resample_area(source, x - left, y - top, width, height, w, h)
+
+    def _read_level(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        if self._direct is not None and self._direct.serves(level):
+            return self._direct.read_level(level, x, y, width, height)
+        return self._reader.read_level(level, x, y, width, height)
+
+
+def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
+    """Open whatever holds a slide.
+
+    Args:
+        path: an SVS, TIFF, NDPI, MRXS, DICOM … file, a folder with one DICOM series, or a plain picture.
+        mpp_override: µm per level-0 pixel to use instead of what the slide says.
+
+    Returns:
+        An open slide; its resolution may still be unknown (None).
+
+    Raises:
+        SlideNotFound: nothing is at `path`.
+        SlideUnreadable: no reader can open it.
+        BadRequest: `mpp_override` is not a positive number.
+    """
+    path = Path(path)
+    if mpp_override is not None and not _plausible(mpp_override, PLAUSIBLE_MPP):
+        raise BadRequest(
+            f"mpp_override must be between {PLAUSIBLE_MPP[0]} and {PLAUSIBLE_MPP[1]} µm/px", field="mpp_override"
+        )
+    if not path.exists():
+        raise SlideNotFound("no such slide; give a slide file or a folder with one DICOM series", field="slide")
+    try:
+        file = _dicom_member(path) if path.is_dir() else path
+        if file.stat().st_size == 0:
+            raise SlideUnreadable("the file is empty; a slide (SVS, TIFF, DICOM …) or a picture is read", field="slide")
+        reader = _open_reader(file)
+    except OSError as error:
+        if isinstance(error, SlideReasonError):
+            raise
+        raise SlideUnreadable(f"the slide cannot be read: {error.strerror or error}", field="slide") from error
+    except SlideUnreadable as error:
+        error.field = error.field or "slide"
+        raise
+    try:
+        info = _describe(reader, path, file, mpp_override)
+        direct = open_direct_tiff(file, reader) if isinstance(reader, OpenSlideReader) else None
+        return Slide(reader, info, direct)
+    except BaseException:
+        reader.close()
+        raise
+
+
+def _open_reader(file: Path) -> Reader:
+    """The first reader that takes the file."""
+    try:
+        return OpenSlideReader(file)
+    except openslide.OpenSlideUnsupportedFormatError:
+        pass
+    except openslide.OpenSlideError as error:
+        if not _is_tiff(file):
+            raise SlideUnreadable(f"the slide is broken: {error}") from error
+    if _is_tiff(file):
+        try:
+            return TiffSlideReader(file)
+        except SlideUnreadable:
+            raise
+        except Exception:  # not a TIFF that TiffSlide understands; Pillow says the last word
+            pass
+    return PictureReader(file)
+
+
+def _is_tiff(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(4) in TIFF_MAGIC
+
+
+def _dicom_member(folder: Path) -> Path:
+    """One file of the folder's only DICOM series; OpenSlide finds the others beside it."""
+    series: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if not file.is_file() or not _is_dicom(file):
+            continue
+        try:
+            with openslide.OpenSlide(str(file)) as slide:
+                series.setdefault(slide.properties.get("dicom.SeriesInstanceUID", ""), file)
+        except openslide.OpenSlideError:
+            continue
+    if not series:
+        raise SlideUnreadable("the folder holds no DICOM slide; give a slide file or a folder with one DICOM series")
+    if len(series) > 1:
+        raise SlideUnreadable(f"the folder holds {len(series)} DICOM series; give one of the files instead")
+    return next(iter(series.values()))
+
+
+def _is_dicom(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _describe(reader: Reader, path: Path, file: Path, mpp_override: float | None) -> SlideInfo:
+    width, height = reader.level_dimensions[0]
+    mpp_x, mpp_y, source = _find_mpp(reader, mpp_override)
+    return SlideInfo(
+        width_px0=width,
+        height_px0=height,
+        level_dimensions=reader.level_dimensions,
+        level_downsamples=tuple(
+            math.sqrt(_true_factor(width, w) * _true_factor(height, h)) for w, h in reader.level_dimensions
+        ),
+        mpp_x=mpp_x,
+        mpp_y=mpp_y,
+        mpp_source=source,
+        objective_power=_number(reader, "objective-power"),
+        vendor=reader.vendor,
+        bounds_px0=_find_bounds(reader),
+        content_hash=_hash_content(path, file, reader.properties.get("openslide.quickhash-1", "")),
+    )
+
+
+def _find_mpp(reader: Reader, override: float | None) -> tuple[float | None, float | None, str | None]:
+    """µm/px along x and y and where they come from: the first source that makes sense."""
+    if override is not None:
+        return float(override), float(override), "override"
+    # OpenSlide fills its mpp of a generic TIFF from the resolution tags
+    limits = PLAUSIBLE_TIFF_MPP if reader.vendor == "generic-tiff" else PLAUSIBLE_MPP
+    mpp_x, mpp_y = _number(reader, "mpp-x"), _number(reader, "mpp-y")
+    if mpp_x is not None and _plausible(mpp_x, limits):
+        return mpp_x, mpp_y if mpp_y is not None and _plausible(mpp_y, limits) else mpp_x, "openslide.mpp"
+    tiff = _tiff_resolution(reader.properties)
+    if tiff is not None and all(_plausible(value, PLAUSIBLE_TIFF_MPP) for value in tiff):
+        return *tiff, "tiff.resolution"
+    power = _number(reader, "objective-power")
+    if power is not None and 0.5 <= power <= 200:
+        return 10 / power, 10 / power, "objective-power"
+    return None, None, None
+
+
+def _tiff_resolution(properties: dict[str, str]) -> tuple[float, float] | None:
+    unit_um = {"inch": 25400.0, "centimeter": 10000.0}.get(properties.get("tiff.ResolutionUnit", "").lower())
+    try:
+        x, y = float(properties["tiff.XResolution"]), float(properties["tiff.YResolution"])
+    except (KeyError, ValueError):
+        return None
+    return (unit_um / x, unit_um / y) if unit_um and x > 0 and y > 0 else None
+
+
+def _number(reader: Reader, name: str) -> float | None:
+    for prefix in ("openslide", "tiffslide"):
+        try:
+            value = float(reader.properties[f"{prefix}.{name}"])
+        except (KeyError, ValueError):
+            continue
+        if math.isfinite(value):
+            return value
+    return None
+
+
+def _plausible(mpp: float, limits: tuple[float, float]) -> bool:
+    return math.isfinite(mpp) and limits[0] <= mpp <= limits[1]
+
+
+def _find_bounds(reader: Reader) -> tuple[int, int, int, int] | None:
+    values = [_number(reader, f"bounds-{name}") for name in ("x", "y", "width", "height")]
+    return None if None in values else tuple(int(value) for value in values)
+
+
+def _true_factor(size_px0: int, size_level: int) -> float:
+    """Level-0 pixels per level pixel: the whole number that rounding hid (4443 → 2221 is 2, not 2.0005), else the ratio."""
+    ratio = size_px0 / size_level
+    whole = max(1, round(ratio))
+    return float(whole) if size_level in (size_px0 // whole, -(-size_px0 // whole)) else ratio
+
+
+def _touched(start: float, step: float, count: int, limit: float) -> tuple[int, int]:
+    """First and one past the last output pixel that touches [0, limit)."""
+    first = math.floor(-start / step + 1e-9)
+    last = math.ceil((limit - start) / step - 1e-9)
+    return max(0, min(count, first)), max(0, min(count, last))
+
+
+def _hash_content(path: Path, file: Path, quickhash: str) -> str:
+    """sha256 of small files whole; of large ones, of their size and sixteen samples."""
+    digest = hashlib.sha256(quickhash.encode())
+    for member in sorted(path.iterdir()) if path.is_dir() else [file]:
+        if not member.is_file():
+            continue
+        size = os.path.getsize(member)
+        digest.update(size.to_bytes(8, "little"))
+        with member.open("rb") as stream:
+            if size <= 2**25:
+                digest.update(stream.read())
+                continue
+            for part in range(17):
+                stream.seek(min(size - 2**18, part * size // 16))
+                digest.update(stream.read(2**18))
+    return digest.hexdigest()
