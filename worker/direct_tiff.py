@@ -1,8 +1,9 @@
 """The fast path for tiled TIFF and SVS: the same pixels as OpenSlide, several times faster.
 
 It reads a tile's bytes at its offset and decodes them itself. What it may serve is narrow (8-bit RGB or YCbCr, JPEG,
-deflate, LZW or raw, one plane) and checked: at opening, tiles of each level are compared with OpenSlide's, and a level that
-differs by a single value is left to OpenSlide.
+deflate, LZW or raw, one plane) and checked: at opening, tiles of each level are compared with OpenSlide's, and a level
+that differs by a single value is left to OpenSlide. Where a level's downsample is no whole number (4443 → 2221),
+OpenSlide interpolates between the stored pixels; the fast path gives the stored pixels themselves.
 """
 
 import os

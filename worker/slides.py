@@ -1,8 +1,6 @@
 """A slide, whatever its format: size, levels, resolution with its source, and pixels of any frame at any scale."""
 
-import hashlib
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +9,12 @@ import openslide
 from worker.direct_tiff import DirectTiff, open_direct_tiff
 from worker.errors import BadRequest, SlideNotFound, SlideReasonError, SlideUnreadable
 from worker.resample import resample_area
+from worker.slide_info import PLAUSIBLE_MPP, describe_slide, is_plausible, true_factor
 from worker.slide_readers import OpenSlideReader, PictureReader, Reader, TiffSlideReader
 from worker.types import SlideInfo
 
 PIECE_PX = 2**24
 """Source pixels held at once while a large frame is reduced (48 MB as RGB)."""
-
-PLAUSIBLE_MPP = (0.01, 500.0)
-PLAUSIBLE_TIFF_MPP = (0.01, 20.0)
-"""A TIFF's resolution tag is also where a printer's 72, 96, 300 or 600 dpi stands: 353 to 42 µm/px."""
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -101,7 +96,7 @@ class Slide:
     def _factor(self, level: int) -> tuple[float, float]:
         """Level-0 pixels per pixel of a level, (x, y)."""
         width, height = self.info.level_dimensions[level]
-        return _true_factor(self.info.width_px0, width), _true_factor(self.info.height_px0, height)
+        return true_factor(self.info.width_px0, width), true_factor(self.info.height_px0, height)
 
     def _level_for(self, step: float) -> int:
         """The coarsest level that is still at least as fine as one output pixel."""
@@ -148,7 +143,7 @@ def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
         BadRequest: `mpp_override` is not a positive number.
     """
     path = Path(path)
-    if mpp_override is not None and not _plausible(mpp_override, PLAUSIBLE_MPP):
+    if mpp_override is not None and not is_plausible(mpp_override):
         raise BadRequest(
             f"mpp_override must be between {PLAUSIBLE_MPP[0]} and {PLAUSIBLE_MPP[1]} µm/px", field="mpp_override"
         )
@@ -167,7 +162,7 @@ def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
         error.field = error.field or "slide"
         raise
     try:
-        info = _describe(reader, path, file, mpp_override)
+        info = describe_slide(reader, path, file, mpp_override)
         direct = open_direct_tiff(file, reader) if isinstance(reader, OpenSlideReader) else None
         return Slide(reader, info, direct)
     except BaseException:
@@ -222,100 +217,8 @@ def _is_dicom(file: Path) -> bool:
         return stream.read(132)[128:] == b"DICM"
 
 
-def _describe(reader: Reader, path: Path, file: Path, mpp_override: float | None) -> SlideInfo:
-    width, height = reader.level_dimensions[0]
-    mpp_x, mpp_y, source = _find_mpp(reader, mpp_override)
-    return SlideInfo(
-        width_px0=width,
-        height_px0=height,
-        level_dimensions=reader.level_dimensions,
-        level_downsamples=tuple(
-            math.sqrt(_true_factor(width, w) * _true_factor(height, h)) for w, h in reader.level_dimensions
-        ),
-        mpp_x=mpp_x,
-        mpp_y=mpp_y,
-        mpp_source=source,
-        objective_power=_number(reader, "objective-power"),
-        vendor=reader.vendor,
-        bounds_px0=_find_bounds(reader),
-        content_hash=_hash_content(path, file, reader.properties.get("openslide.quickhash-1", "")),
-    )
-
-
-def _find_mpp(reader: Reader, override: float | None) -> tuple[float | None, float | None, str | None]:
-    """µm/px along x and y and where they come from: the first source that makes sense."""
-    if override is not None:
-        return float(override), float(override), "override"
-    # OpenSlide fills its mpp of a generic TIFF from the resolution tags
-    limits = PLAUSIBLE_TIFF_MPP if reader.vendor == "generic-tiff" else PLAUSIBLE_MPP
-    mpp_x, mpp_y = _number(reader, "mpp-x"), _number(reader, "mpp-y")
-    if mpp_x is not None and _plausible(mpp_x, limits):
-        return mpp_x, mpp_y if mpp_y is not None and _plausible(mpp_y, limits) else mpp_x, "openslide.mpp"
-    tiff = _tiff_resolution(reader.properties)
-    if tiff is not None and all(_plausible(value, PLAUSIBLE_TIFF_MPP) for value in tiff):
-        return *tiff, "tiff.resolution"
-    power = _number(reader, "objective-power")
-    if power is not None and 0.5 <= power <= 200:
-        return 10 / power, 10 / power, "objective-power"
-    return None, None, None
-
-
-def _tiff_resolution(properties: dict[str, str]) -> tuple[float, float] | None:
-    unit_um = {"inch": 25400.0, "centimeter": 10000.0}.get(properties.get("tiff.ResolutionUnit", "").lower())
-    try:
-        x, y = float(properties["tiff.XResolution"]), float(properties["tiff.YResolution"])
-    except (KeyError, ValueError):
-        return None
-    return (unit_um / x, unit_um / y) if unit_um and x > 0 and y > 0 else None
-
-
-def _number(reader: Reader, name: str) -> float | None:
-    for prefix in ("openslide", "tiffslide"):
-        try:
-            value = float(reader.properties[f"{prefix}.{name}"])
-        except (KeyError, ValueError):
-            continue
-        if math.isfinite(value):
-            return value
-    return None
-
-
-def _plausible(mpp: float, limits: tuple[float, float]) -> bool:
-    return math.isfinite(mpp) and limits[0] <= mpp <= limits[1]
-
-
-def _find_bounds(reader: Reader) -> tuple[int, int, int, int] | None:
-    values = [_number(reader, f"bounds-{name}") for name in ("x", "y", "width", "height")]
-    return None if None in values else tuple(int(value) for value in values)
-
-
-def _true_factor(size_px0: int, size_level: int) -> float:
-    """Level-0 pixels per level pixel: the whole number that rounding hid (4443 → 2221 is 2, not 2.0005), else the ratio."""
-    ratio = size_px0 / size_level
-    whole = max(1, round(ratio))
-    return float(whole) if size_level in (size_px0 // whole, -(-size_px0 // whole)) else ratio
-
-
 def _touched(start: float, step: float, count: int, limit: float) -> tuple[int, int]:
     """First and one past the last output pixel that touches [0, limit)."""
     first = math.floor(-start / step + 1e-9)
     last = math.ceil((limit - start) / step - 1e-9)
     return max(0, min(count, first)), max(0, min(count, last))
-
-
-def _hash_content(path: Path, file: Path, quickhash: str) -> str:
-    """sha256 of small files whole; of large ones, of their size and sixteen samples."""
-    digest = hashlib.sha256(quickhash.encode())
-    for member in sorted(path.iterdir()) if path.is_dir() else [file]:
-        if not member.is_file():
-            continue
-        size = os.path.getsize(member)
-        digest.update(size.to_bytes(8, "little"))
-        with member.open("rb") as stream:
-            if size <= 2**25:
-                digest.update(stream.read())
-                continue
-            for part in range(17):
-                stream.seek(min(size - 2**18, part * size // 16))
-                digest.update(stream.read(2**18))
-    return digest.hexdigest()
