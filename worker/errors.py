@@ -12,6 +12,7 @@
      ├─ QueueFull (RuntimeError)              too many open jobs; try later
      ├─ LeaseLost (RuntimeError)              another worker owns the block now
      ├─ JobDismissed (InterruptedError)       the job was cancelled while it ran
+     ├─ CoverageTooLow (RuntimeError)         fewer tiles could be looked at than the job's min_coverage
      └─ TileFailed (RuntimeError)             a tile could not be read or segmented
 """
 
@@ -96,6 +97,12 @@ class JobDismissed(SlideReasonError, InterruptedError):
     """The job was dismissed while work on it went on."""
 
     code = "job-dismissed"
+
+
+class CoverageTooLow(SlideReasonError, RuntimeError):
+    """Fewer tiles could be looked at than the job's `min_coverage`."""
+
+    code = "coverage-too-low"
 
 
 class TileFailed(SlideReasonError, RuntimeError):
