@@ -207,8 +207,9 @@ class TileRecord:
         text: the model's answer; emitted, p_seg, confidence: how sure it was.
         second_look: True when it was asked again.
         agreement: mean agreement with its neighbours in the overlaps, in [0, 1]; None without neighbours.
-        shares: {block-local component label: confidence-weighted pixels of that component this tile made}.
+        shares: {"{block_key}/{block-local component label}": confidence-weighted pixels of it that this tile made}.
         error: reason when the tile failed; then it has no text.
+        owned: False when another block owns the tile; then the record is there for its shares only and is not counted.
     """
 
     key: str
@@ -224,6 +225,7 @@ class TileRecord:
     agreement: float | None = None
     shares: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    owned: bool = True
 
 
 @dataclass(frozen=True)
