@@ -10,6 +10,7 @@ from model.data.synthetic_shapes import (
     Blob,
     Frame,
     box_of,
+    cell_noise,
     draw_cells,
     random_blob,
     scattered_points,
@@ -83,13 +84,14 @@ def paint_normal_gland(dye: np.ndarray, frame: Frame, gland: Structure, style: S
     _fill(dye, frame, blob.outline(lumen_rho * 1.25), 0.5 * cytoplasm + 0.5 * petals)
     _fill(dye, frame, blob.outline(lumen_rho), (rng.uniform(0, 6), rng.uniform(0, 8), 8))
     _lines(dye, frame, blob.outline()[None], 1.15 * cytoplasm, 0.8, closed=True)
-    theta, centres = blob.ring(ring_rho, 1.5 * nucleus_um if not style.flattened else 2.3 * nucleus_um, rng.random())
+    theta, _ = blob.ring(ring_rho, (2.3 if style.flattened else 1.25) * nucleus_um, rng.random())
     n = len(theta)
-    standing = blob.radial_angle(theta) + rng.normal(0, 0.12, n)
-    long_um = nucleus_um * rng.uniform(0.9, 1.15, n)
+    centres = blob.at(ring_rho + rng.uniform(-1.2, 0.7, n) / size, theta)
+    standing = blob.radial_angle(theta) + rng.normal(0, 0.15, n)
+    long_um = nucleus_um * rng.uniform(0.95, 1.3, n)
     angle = standing + (np.pi / 2 if style.flattened else 0)
     colour = np.stack([style.nucleus * rng.uniform(0.9, 1.1, n), np.full(n, 55), np.full(n, 50)], axis=1)
-    draw_cells(dye, frame, centres, long_um, 0.66 * long_um, angle, colour)
+    draw_cells(dye, frame, centres, long_um, 0.58 * long_um, angle, colour)
 
 
 def _holes(rng: np.random.Generator, blob: Blob, kind: str) -> list[Blob]:
@@ -206,24 +208,20 @@ def _red_cells(dye: np.ndarray, frame: Frame, blob: Blob, inner: float, rng: np.
 
 def paint_fat(dye: np.ndarray, frame: Frame, lobule: Structure, style: Style) -> None:
     """Large clear cells with thin walls; now and then a flat nucleus pressed into a corner."""
-    rng = np.random.default_rng(lobule.seed)
-    wall_um = rng.uniform(0.9, 1.9)
-    nuclei = rng.random((len(lobule.polygons), 4))
-    corners, chosen = [], []
-    for polygon, noise in zip(lobule.polygons, nuclei):
-        if not frame.meets(box_of(polygon), 8):
-            continue
-        _fill(dye, frame, shrunk_rounded(polygon, wall_um), (0, 2 + 4 * noise[1], 0))
-        if noise[0] < 0.4:
-            corners.append(polygon[0] + 0.06 * (polygon.mean(0) - polygon[0]))
-            chosen.append(noise)
-    if corners:
-        noise = np.array(chosen)
-        n = len(noise)
-        colour = np.stack([style.nucleus * (0.9 + 0.2 * noise[:, 1]), np.full(n, 60), np.full(n, 20)], axis=1)
-        draw_cells(
-            dye, frame, np.array(corners), 3.0 + 1.5 * noise[:, 2], np.full(n, 1.4), 6.3 * noise[:, 3], colour, k=8
-        )
+    cells = [polygon for polygon in lobule.polygons if frame.meets(box_of(polygon), 8)]
+    if not cells:
+        return
+    centres = np.array([polygon.mean(0) for polygon in cells])
+    noise = cell_noise(*np.rint(centres.T * 4).astype(np.int64), style.seed ^ 0xFA7, 5)
+    for polygon, clear in zip(cells, noise[:, 0], strict=True):
+        _fill(dye, frame, shrunk_rounded(polygon, style.septum_um), (0, 2 + 4 * clear, 0))
+    corners = np.array([polygon[0] for polygon in cells])
+    corners += 0.06 * (centres - corners)
+    chosen = noise[:, 1] < 0.4
+    corners, noise = corners[chosen], noise[chosen]
+    n = len(noise)
+    colour = np.stack([style.nucleus * (0.9 + 0.2 * noise[:, 2]), np.full(n, 60), np.full(n, 20)], axis=1)
+    draw_cells(dye, frame, corners, 3.0 + 1.5 * noise[:, 3], np.full(n, 1.4), 6.3 * noise[:, 4], colour, k=8)
 
 
 PAINT = {

@@ -24,9 +24,17 @@ class Ground:
         width, height = (box_um[2] - box_um[0]) / GRID_UM, (box_um[3] - box_um[1]) / GRID_UM
         self._taken = np.zeros((int(height) + 2, int(width) + 2), np.uint8)
 
+    def _cells(self, polygon_um: np.ndarray) -> np.ndarray:
+        return np.rint((polygon_um - self.box_um[:2]) / GRID_UM).astype(np.int32)
+
+    def mark(self, structure: Structure) -> None:
+        """Take all of a structure's ground, whoever has it."""
+        for polygon in structure.polygons:
+            cv2.fillPoly(self._taken, [self._cells(polygon)], 1)
+
     def claim(self, outline_um: np.ndarray, gap_um: float = 3.0) -> bool:
         """Take the outline's ground; False, and nothing taken, where some of it is taken or out of the map."""
-        cells = np.rint((outline_um - self.box_um[:2]) / GRID_UM).astype(np.int32)
+        cells = self._cells(outline_um)
         (x0, y0), (x1, y1) = cells.min(0) - 1, cells.max(0) + 2
         x0, y0 = max(x0, 0), max(y0, 0)
         window = self._taken[y0:y1, x0:x1]
@@ -64,11 +72,11 @@ def place_vessel(rng: np.random.Generator, x_um: float, y_um: float) -> Structur
     return structure_of("vessel", [blob.outline()], blob, rng.integers(1 << 62))
 
 
-def place_sheet(rng: np.random.Generator, kind: str, blob: Blob) -> Structure | None:
+def place_sheet(rng: np.random.Generator, kind: str, blob: Blob, adipocyte_um: float = 58.0) -> Structure | None:
     """A sheet that fills a blob; None where it would be empty."""
     seed = rng.integers(1 << 62)
     if kind == "fat":
-        cells = packed_cells(rng, blob, rng.uniform(46, 74))
+        cells = packed_cells(blob, adipocyte_um, round(adipocyte_um * 1000))
         return structure_of(kind, cells, blob, seed) if cells else None
     return structure_of(kind, [blob.outline(n=120)], blob, seed)
 
@@ -99,30 +107,47 @@ def random_layout(
     width, height = box_um[2] - box_um[0], box_um[3] - box_um[1]
     extent = float(np.hypot(width, height)) / 2
     kinds = rng.permutation([*SHEETS, *GLANDS])[: rng.integers(2, 6)]
-    ground, sheets, glands = Ground(box_um), [], []
-    for _ in range(int(rng.integers(5, 12))):
-        kind = str(rng.choice(kinds))
+    weights = np.array([1.8 if kind in GLANDS else 1.0 for kind in kinds])
+    adipocyte_um = rng.uniform(46, 74)
+    ground, sheets, territories = Ground(box_um), [], []
+    for _ in range(int(rng.integers(5, 16))):
+        kind = str(rng.choice(kinds, p=weights / weights.sum()))
         centre = rng.uniform(box_um[:2], box_um[2:])
         radius = float(np.clip(extent * rng.uniform(0.15, 0.5), 40, 450))
         if kind in GLANDS:
-            blob = random_blob(rng, *centre, max(radius, 90), rng.uniform(1, 1.8), 0.1)
-            tries = int(np.clip(blob.a_um * blob.b_um / 110, 12, 350))
-            glands += fill_with_glands(rng, ground, kind, blob, tries, rng.uniform(2, 9))
-            continue
-        sheets += _sheet_territory(rng, kind, centre, radius)
-    vessels = []
-    for _ in range(int(rng.integers(0, 3 + width * height / 40_000))):
-        vessel = place_vessel(rng, *rng.uniform(box_um[:2], box_um[2:]))
-        if ground.claim(vessel.polygons[0]):
-            vessels.append(vessel)
+            aspect = rng.uniform(1, 1.8)
+            territories.append((kind, random_blob(rng, *centre, max(1.15 * radius, 110), aspect, 0.1)))
+        else:
+            sheets += _sheet_territory(rng, kind, centre, radius, adipocyte_um)
+    vessels = _strewn_vessels(rng, ground, box_um, width * height)
+    for sheet in sheets:
+        if sheet.kind != "lymphocytes":
+            ground.mark(sheet)
+    glands = []
+    for kind, blob in territories:
+        tries = int(np.clip(blob.a_um * blob.b_um / 80, 20, 500))
+        glands += fill_with_glands(rng, ground, kind, blob, tries, rng.uniform(2, 9))
     return sheets + glands + vessels, _outline(rng, box_um), _tears(rng, box_um)
 
 
-def _sheet_territory(rng: np.random.Generator, kind: str, centre: np.ndarray, radius: float) -> list[Structure]:
+def _strewn_vessels(
+    rng: np.random.Generator, ground: Ground, box_um: tuple[float, float, float, float], area_um2: float
+) -> list[Structure]:
+    vessels = []
+    for _ in range(int(rng.integers(0, 3 + area_um2 / 40_000))):
+        vessel = place_vessel(rng, *rng.uniform(box_um[:2], box_um[2:]))
+        if ground.claim(vessel.polygons[0]):
+            vessels.append(vessel)
+    return vessels
+
+
+def _sheet_territory(
+    rng: np.random.Generator, kind: str, centre: np.ndarray, radius: float, adipocyte_um: float
+) -> list[Structure]:
     """One sheet; tumour grows in ragged nests, often several, and may be dead in the middle."""
     if kind != "tumour_nest":
         rough = {"lymphocytes": 0.12, "necrosis": 0.16, "fat": 0.12}[kind]
-        sheet = place_sheet(rng, kind, random_blob(rng, *centre, radius, rng.uniform(1, 1.9), rough, 6))
+        sheet = place_sheet(rng, kind, random_blob(rng, *centre, radius, rng.uniform(1, 1.9), rough, 6), adipocyte_um)
         return [sheet] if sheet else []
     nests = []
     for _ in range(int(rng.integers(1, 5))):
@@ -137,13 +162,13 @@ def _sheet_territory(rng: np.random.Generator, kind: str, centre: np.ndarray, ra
 
 
 def _outline(rng: np.random.Generator, box_um: tuple[float, float, float, float]) -> list[np.ndarray] | None:
-    """In one scene of five a bare edge of the section crosses the window."""
-    if rng.random() > 0.2:
+    """In one scene of seven a bare edge of the section crosses the window."""
+    if rng.random() > 0.15:
         return None
     x0, y0, x1, y1 = box_um
     reach = np.hypot(x1 - x0, y1 - y0)
     towards = rng.uniform(0, 2 * np.pi)
-    shift = reach * rng.uniform(0.7, 1.1)
+    shift = reach * rng.uniform(0.6, 1.0)
     centre = ((x0 + x1) / 2 + np.cos(towards) * shift, (y0 + y1) / 2 + np.sin(towards) * shift)
     return [random_blob(rng, *centre, reach * 1.05, 1.1, 0.03, 12).outline(n=300)]
 

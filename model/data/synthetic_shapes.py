@@ -1,7 +1,7 @@
 """Geometry of the synthetic tissue: frames, blobs, rings and the points that fill a sheet. Pure functions of arrays.
 
-World coordinates are µm, (x, y). The same world drawn in two overlapping frames gives the same pixels, which is what lets
-a slide be rendered strip by strip.
+World coordinates are µm, (x, y). The same world drawn in two overlapping frames gives the same pixels: so a
+slide can be rendered strip by strip.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,9 @@ class Frame:
 
 @dataclass(frozen=True)
 class Blob:
-    """A closed curve around a centre: an ellipse, bent by harmonics. Points are addressed by (rho, theta), rho = 1 on the curve.
+    """A closed curve around a centre: an ellipse, bent by harmonics.
+
+    Points are addressed by (rho, theta), rho = 1 on the curve.
 
     Attributes:
         x_um, y_um: centre.
@@ -89,7 +91,7 @@ class Blob:
     def bend(self, theta: np.ndarray) -> np.ndarray:
         """Radius at theta relative to the ellipse."""
         bend = np.ones_like(theta)
-        for order, (amplitude, phase) in enumerate(zip(self.amplitude, self.phase), start=2):
+        for order, (amplitude, phase) in enumerate(zip(self.amplitude, self.phase, strict=True), start=2):
             bend = bend + amplitude * np.cos(order * theta + phase)
         return np.maximum(bend, 0.25)
 
@@ -141,7 +143,7 @@ def random_blob(
     orders: int = 4,
     angle: float | None = None,
 ) -> Blob:
-    """A blob of about this radius; `rough` is the size of the second harmonic, higher ones fall off as 1/sqrt(order)."""
+    """A blob of about this radius; `rough` is the second harmonic's size, higher ones fall off as 1/sqrt(order)."""
     stretch = np.sqrt(aspect)
     order = np.arange(2, 2 + orders)
     amplitude = rough * rng.uniform(0.3, 1.0, orders) * np.sqrt(2 / order)
@@ -205,13 +207,14 @@ def cell_polygons(
     return np.stack([centres_um[:, :1] + cos * x - sin * y, centres_um[:, 1:] + sin * x + cos * y], axis=-1)
 
 
-def packed_cells(rng: np.random.Generator, blob: Blob, spacing_um: float) -> list[np.ndarray]:
-    """Voronoi cells, about `spacing_um` across, whose seeds lie in the blob: how adipocytes fill a lobule."""
+def packed_cells(blob: Blob, spacing_um: float, seed: int) -> list[np.ndarray]:
+    """Voronoi cells, about `spacing_um` across, whose seeds lie in the blob: how adipocytes fill a lobule.
+
+    The diagram is the world's (of this seed): blobs that overlap share whole cells.
+    """
     x0, y0, x1, y1 = box_of(blob.outline())
     pad = 3 * spacing_um
-    points, _ = scattered_points(
-        (x0 - pad, y0 - pad, x1 + pad, y1 + pad), spacing_um, int(rng.integers(1 << 31)), jitter=0.75, n=1
-    )
+    points, _ = scattered_points((x0 - pad, y0 - pad, x1 + pad, y1 + pad), spacing_um, seed, jitter=0.75, n=1)
     wanted = blob.locate(points)[0] < 1
     diagram = Voronoi(points)
     cells = []
@@ -249,5 +252,5 @@ def draw_cells(
     if not len(centres_um):
         return
     vertices = frame.fixed(cell_polygons(centres_um, a_um, b_um, angle, wobble, k))
-    for polygon, colour in zip(vertices, np.clip(colours, 0, 255).astype(int).tolist()):
+    for polygon, colour in zip(vertices, np.clip(colours, 0, 255).astype(int).tolist(), strict=True):
         cv2.fillConvexPoly(dye, polygon, colour, cv2.LINE_AA, SHIFT)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-HAEMATOXYLIN = (0.65, 0.70, 0.29)
-EOSIN = (0.07, 0.99, 0.11)
-"""Optical densities per unit of dye, RGB. Source: Ruifrok & Johnston 2001."""
+HAEMATOXYLIN = ((0.650, 0.704, 0.286), (0.563, 0.720, 0.406))
+EOSIN = ((0.072, 0.990, 0.105), (0.216, 0.801, 0.558))
+"""Optical densities per unit of dye, RGB, in two laboratories. Source: Ruifrok & Johnston 2001; Macenko et al. 2009."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Stain:
         density = amount[:, None, None] * np.array(self.haematoxylin, np.float32) + amount[None, :, None] * np.array(
             self.eosin, np.float32
         )
-        light = np.exp(-density * 1.6) ** self.gamma * np.array(self.glass, np.float32)
+        light = np.exp(-density * 1.25) ** self.gamma * np.array(self.glass, np.float32)
         return np.clip(light + 0.5, 0, 255).astype(np.uint8)
 
     def develop(self, haematoxylin: np.ndarray, eosin: np.ndarray) -> np.ndarray:
@@ -47,20 +47,20 @@ class Stain:
 
 
 def random_stain(rng: np.random.Generator, spread: float = 1.0) -> Stain:
-    """A stain drawn around Ruifrok's, from pale and pink to violet and overstained; spread 0 gives the plain one."""
+    """A stain between and around the two known ones, from pale and pink to violet; spread 0 gives a plain one."""
+    between = 0.5 + spread * rng.uniform(-0.5, 0.5)
 
-    def vector(base: tuple[float, float, float], turn: float, strength: float) -> tuple[float, float, float]:
-        bent = np.clip(np.array(base) + spread * rng.normal(0, turn, 3), 0.02, None)
-        bent = bent / np.linalg.norm(bent) * np.exp(spread * rng.uniform(-strength, strength))
+    def vector(known: tuple[tuple[float, ...], tuple[float, ...]], turn: float) -> tuple[float, float, float]:
+        mixed = (1 - between) * np.array(known[0]) + between * np.array(known[1])
+        bent = np.clip(mixed + spread * rng.normal(0, turn, 3), 0.02, None)
+        bent = bent / np.linalg.norm(bent) * np.exp(spread * rng.uniform(-0.4, 0.3))
         return tuple(float(value) for value in bent)
 
-    haematoxylin = vector(HAEMATOXYLIN, 0.09, 0.4)
-    eosin = vector(EOSIN, 0.07, 0.45)
+    haematoxylin, eosin = vector(HAEMATOXYLIN, 0.07), vector(EOSIN, 0.06)
     grey = rng.uniform(0.86, 1.0)
     glass = 255 * np.clip(1 - spread * ((1 - grey) + rng.uniform(0, 0.06, 3)), 0.7, 0.985)
-    return Stain(
-        haematoxylin, eosin, tuple(float(value) for value in glass), float(np.exp(spread * rng.uniform(-0.2, 0.2)))
-    )
+    gamma = np.exp(spread * rng.uniform(-0.35, 0.15))
+    return Stain(haematoxylin, eosin, tuple(float(value) for value in glass), float(gamma))
 
 
 def photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

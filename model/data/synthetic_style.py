@@ -36,6 +36,7 @@ class Style:
         tumour_spacing_um, lymph_spacing_um: between nuclei.
         vesicular: whether tumour nuclei are open, with a nucleolus.
         debris: fragments in necrosis, relative to the usual.
+        septum_um: half the wall between two adipocytes.
         red_cell: eosin of red blood cells.
     """
 
@@ -58,6 +59,7 @@ class Style:
     lymph_spacing_um: float
     vesicular: float
     debris: float
+    septum_um: float
     red_cell: float
 
 
@@ -93,6 +95,7 @@ def random_style(rng: np.random.Generator) -> Style:
         lymph_spacing_um=rng.uniform(5.8, 7.4),
         vesicular=float(rng.random() < 0.55) * rng.uniform(0.4, 0.9),
         debris=float(np.exp(rng.uniform(-0.8, 0.6))),
+        septum_um=rng.uniform(0.8, 1.9),
         red_cell=rng.uniform(120, 200),
     )
 
@@ -112,7 +115,7 @@ def plain_style(seed: int) -> Style:
         seed=seed, base=base.astype(np.uint8), nucleus=140, atypia=1.0, nucleus_um=3.6, cellularity=1.0,
         inflammation=0.12, fibre_low=45, fibre_high=105, gap=0.08, fibre_angle=0.4, fibre_swirl=0.9, mucin=(16, 14),
         goblet=0.8, flattened=False, tumour_spacing_um=10.5, lymph_spacing_um=6.4, vesicular=0.6, debris=1.0,
-        red_cell=165,
+        septum_um=1.1, red_cell=165,
     )  # fmt: skip
 
 

@@ -53,11 +53,22 @@ def paint_tissue(
     _paint_necrosis(dye, labels, frame, style)
     for structure in structures:
         if structure.kind in PAINT:
-            PAINT[structure.kind](dye, frame, structure, style)
+            _paint_within(dye, labels, frame, structure, style)
     glass = _glass(frame, outlines, tears)
     labels[glass] = 0
     dye[glass] = 0
     return _roughen(dye, frame, style), labels
+
+
+def _paint_within(dye: np.ndarray, labels: np.ndarray, frame: Frame, structure: Structure, style: Style) -> None:
+    """Draw a structure's architecture, on its own label only."""
+    x0, y0, x1, y1 = (int(edge / frame.mpp) for edge in structure.box_um)
+    rows = slice(max(y0 - frame.y_px - 9, 0), max(y1 - frame.y_px + 9, 0))
+    columns = slice(max(x0 - frame.x_px - 9, 0), max(x1 - frame.x_px + 9, 0))
+    window = dye[rows, columns]
+    before = window.copy()
+    PAINT[structure.kind](dye, frame, structure, style)
+    np.copyto(window, before, where=(labels[rows, columns] != LABEL[structure.kind])[..., None])
 
 
 def _glass(frame: Frame, outlines: Sequence[np.ndarray] | None, tears: Sequence[np.ndarray]) -> np.ndarray:
@@ -132,11 +143,10 @@ def _paint_stroma(dye: np.ndarray, labels: np.ndarray, frame: Frame, style: Styl
     )
     level = np.arange(256) / 255
     eosin = style.fibre_low + (style.fibre_high - style.fibre_low) * level
-    eosin[level < style.gap] = 6
-    table = eosin.clip(0, 255).astype(np.uint8)
-    np.copyto(dye[..., 1], cv2.LUT(strands, table), where=stroma)
-    clefts = stroma & (strands < 255 * style.gap)
-    dye[clefts, 0] = 1
+    eosin *= np.clip((level - style.gap) * 9 + 0.1, 0.06, 1) if style.gap else 1
+    for channel, amount in ((0, style.base[LABEL["stroma"], 0] * eosin / max(style.fibre_high, 1)), (1, eosin)):
+        table = amount.clip(0, 255).astype(np.uint8)
+        np.copyto(dye[..., channel], cv2.LUT(strands, table), where=stroma)
     points, noise = _cells_in(labels, frame, "stroma", 17 / np.sqrt(style.cellularity), style.seed, 2.0, 0.95)
     points, noise = points[noise[:, 0] < 0.85], noise[noise[:, 0] < 0.85]
     n = len(points)
