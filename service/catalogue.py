@@ -1,0 +1,237 @@
+"""The slides a client may name: files of the configured folders, registered references, uploads."""
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from service.references import resolve_reference
+from service.settings import Settings
+from worker.errors import BadRequest, MppUnknown, QueueFull, SlideNotFound
+from worker.ledger import Ledger
+from worker.slide_process import inspect_slide
+from worker.types import SlideInfo
+
+SUFFIXES = frozenset(".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .bif .svslide .dcm .png .jpg .jpeg".split())
+MAX_DEPTH = 8
+MAX_LISTED = 100_000
+SCAN_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class SlideEntry:
+    """One slide of the catalogue.
+
+    Attributes:
+        slide_id: opaque. path: resolved; never leaves the service.
+        origin: `folder`, `reference` or `upload`. name: what a client called it. info: None until somebody opened it.
+    """
+
+    slide_id: str
+    path: Path
+    origin: str
+    name: str | None
+    info: SlideInfo | None
+
+
+class Catalogue:
+    """Ids ↔ paths, kept in the ledger; slides are opened in child processes only."""
+
+    def __init__(self, ledger: Ledger, settings: Settings):
+        self.ledger = ledger
+        self.settings = settings
+        self.roots: Sequence[Path] = settings.slides
+        self.uploads = settings.data / "uploads"
+        self._slots = threading.BoundedSemaphore(settings.slide_checks)
+        self._lock = threading.Lock()
+        self._scanned = float("-inf")
+        self._known: dict[tuple[str, int, int], SlideInfo] = {}
+
+    def register(self, reference: str, name: str | None = None) -> tuple[SlideEntry, bool]:
+        """Give the slide of a reference an id; returns the entry and whether it is new.
+
+        Raises:
+            SlideForbidden, SlideNotFound, SlideUnreadable, BadRequest: as `resolve_reference`, or it is no slide.
+        """
+        path = resolve_reference(reference, self.roots)
+        info = self.inspect(path)
+        with self._lock:
+            slide_id = self._ids().get(str(path))
+            if slide_id and not name:
+                return self._entry(slide_id), False
+            created = slide_id is None
+            slide_id = slide_id or secrets.token_hex(16)
+            self._save(slide_id, path, "reference", name, info)
+        return self._entry(slide_id), created
+
+    def add_upload(self, slide_id: str, path: Path, name: str | None = None) -> SlideEntry:
+        """Register an uploaded file that has been checked."""
+        self._save(slide_id, path, "upload", name, self.inspect(path))
+        return self._entry(slide_id)
+
+    def find(self, slide: str) -> SlideEntry:
+        """The slide that a job names, by id or by reference; a reference is registered on the way.
+
+        Raises:
+            SlideNotFound, SlideForbidden, SlideUnreadable, BadRequest: it names no slide here.
+        """
+        if is_slide_id(slide):
+            return self.entry(slide)
+        return self.register(slide)[0]
+
+    def entry(self, slide_id: str) -> SlideEntry:
+        """The slide with this id, still there and still under a root.
+
+        Raises:
+            SlideNotFound: no such id, or its file has gone (or its folder is not configured any more).
+        """
+        entry = self._entry(slide_id)
+        roots = (*self.roots, self.uploads.resolve())
+        try:
+            if resolve_reference(str(entry.path), roots) == entry.path:
+                return entry
+        except (SlideNotFound, PermissionError, BadRequest):
+            pass
+        raise SlideNotFound("this slide is not there any more; GET /v1/slides lists what is", field="slide")
+
+    def details(self, entry: SlideEntry) -> SlideEntry:
+        """The same entry, opened."""
+        info = self.inspect(entry.path)
+        if info != entry.info:
+            self._save(entry.slide_id, entry.path, entry.origin, entry.name, info)
+        return replace(entry, info=info)
+
+    def inspect(self, path: Path) -> SlideInfo:
+        """What the slide says of itself, read in a child process; remembered until the file changes.
+
+        Raises:
+            SlideUnreadable: no reader opens it within the limits of time and memory.
+            QueueFull: too many slides are being opened.
+        """
+        mark = self._fingerprint(path)
+        info = self._known.get(mark)
+        if info is None:
+            if not self._slots.acquire(timeout=self.settings.slide_timeout_s):
+                raise QueueFull("too many slides are being opened; try again later", field="slide")
+            try:
+                info = inspect_slide(
+                    path, timeout_s=self.settings.slide_timeout_s, memory_bytes=self.settings.slide_memory_bytes
+                )
+            finally:
+                self._slots.release()
+            if len(self._known) >= 10_000:
+                self._known.clear()
+            self._known[mark] = info
+        return info
+
+    def require_mpp(self, info: SlideInfo, mpp_override: float | None) -> None:
+        """Refuse a slide of unknown resolution before a job is made of it.
+
+        Raises:
+            MppUnknown: neither the slide nor the request says its µm/px.
+        """
+        if mpp_override is None and (not info.mpp_x or not info.mpp_y):
+            raise MppUnknown(
+                "the slide does not say its resolution; give mpp_override in µm per level-0 pixel "
+                "(often 0.25 at 40×, 0.5 at 20×)",
+                field="mpp_override",
+            )
+
+    def page(self, cursor: str | None, limit: int) -> tuple[list[SlideEntry], str | None]:
+        """A page of the catalogue in the order of ids, and the cursor of the next page.
+
+        Raises:
+            BadRequest: it is not a cursor of this list.
+        """
+        if cursor is not None and not is_slide_id(cursor):
+            raise BadRequest("cursor must be one that a page of this list returned", field="cursor")
+        self._scan()
+        found: list[SlideEntry] = []
+        for row in self.ledger.slides():
+            if cursor is not None and row.slide_id <= cursor:
+                continue
+            if len(found) == limit:
+                return found, found[-1].slide_id
+            try:
+                found.append(self.entry(row.slide_id))
+            except SlideNotFound:
+                continue
+        return found, None
+
+    def _scan(self) -> None:
+        """Give every file of the folders that looks like a slide an id; walks them at most every few seconds."""
+        with self._lock:
+            if time.monotonic() - self._scanned < SCAN_EVERY_S:
+                return
+            self._scanned = time.monotonic()
+            known = self._ids()
+            for path in _slides_under(self.roots):
+                if str(path) not in known:
+                    self._save(secrets.token_hex(16), path, "folder", None, None)
+
+    def _ids(self) -> dict[str, str]:
+        return {row.reference: row.slide_id for row in self.ledger.slides()}
+
+    def _save(self, slide_id: str, path: Path, origin: str, name: str | None, info: SlideInfo | None) -> None:
+        details = {"origin": origin, "name": name, "info": asdict(info) if info else None}
+        self.ledger.register_slide(slide_id, str(path), details)
+
+    def _entry(self, slide_id: str) -> SlideEntry:
+        row = self.ledger.slide(slide_id)
+        info = row.details.get("info")
+        name = row.details.get("name")
+        path = Path(row.reference)
+        if name is None and self.settings.slide_names:
+            name = path.name
+        return SlideEntry(slide_id, path, row.details.get("origin", "reference"), name, _info(info) if info else None)
+
+    @staticmethod
+    def _fingerprint(path: Path) -> tuple[str, int, int]:
+        try:
+            stat = path.stat()
+        except OSError:
+            raise SlideNotFound(
+                "this slide is not there any more; GET /v1/slides lists what is", field="slide"
+            ) from None
+        return str(path), stat.st_mtime_ns, stat.st_size
+
+
+def is_slide_id(text: str) -> bool:
+    """Whether a text has the form of our ids, 32 hexadecimal digits (no reference under a root needs to)."""
+    return len(text) == 32 and all(letter in "0123456789abcdef" for letter in text)
+
+
+def _info(data: dict) -> SlideInfo:
+    """SlideInfo from the ledger's JSON, lists turned back into tuples."""
+    names = {field.name for field in fields(SlideInfo)}
+    data = {name: value for name, value in data.items() if name in names}
+    data["level_dimensions"] = tuple(tuple(size) for size in data["level_dimensions"])
+    data["level_downsamples"] = tuple(data["level_downsamples"])
+    if data.get("bounds_px0"):
+        data["bounds_px0"] = tuple(data["bounds_px0"])
+    return SlideInfo(**data)
+
+
+def _slides_under(roots: Sequence[Path]) -> Iterator[Path]:
+    """Paths that look like slides, in a stable order; links are not followed, and a DICOM folder is one slide."""
+    count = 0
+    for root in roots:
+        for folder, subfolders, names in os.walk(root):
+            here = Path(folder)
+            depth = len(here.parts) - len(root.parts)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith(".")) if depth < MAX_DEPTH else []
+            names = sorted(name for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES)
+            dicom = [name for name in names if name.lower().endswith(".dcm")]
+            if dicom and here != root:
+                names = [name for name in names if name not in dicom]
+                yield here
+            for name in names:
+                path = here / name
+                count += 1
+                if count > MAX_LISTED:
+                    return
+                if path.is_file() and not path.is_symlink():
+                    yield path

@@ -1,0 +1,163 @@
+"""Every error a client sees: `application/problem+json` (RFC 9457) with a stable `code`, from one table."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from worker import errors
+
+log = logging.getLogger("slidereason.service")
+
+MEDIA_TYPE = "application/problem+json"
+
+# exception → HTTP status; the first class that matches wins, so children stand before their parents
+STATUS: tuple[tuple[type[Exception], int], ...] = (
+    (errors.SlideNotFound, 404),
+    (errors.SlideForbidden, 403),
+    (errors.SlideUnreadable, 422),
+    (errors.MppUnknown, 422),
+    (errors.TooLarge, 413),
+    (errors.BadRequest, 422),
+    (errors.JobNotFound, 404),
+    (errors.JobConflict, 409),
+    (errors.QueueFull, 429),
+)
+
+# HTTP status → code of the errors that the framework itself raises
+CODES = {
+    400: "malformed-request",
+    404: "not-found",
+    405: "method-not-allowed",
+    406: "not-acceptable",
+    413: "too-large",
+    415: "unsupported-media-type",
+    416: "range-not-satisfiable",
+    421: "host-not-allowed",
+    422: "bad-request",
+    429: "queue-full",
+    500: "internal",
+    503: "not-ready",
+}
+
+
+class Problem(Exception):
+    """An answer that is an error.
+
+    Attributes:
+        status: HTTP status. code: stable, for programs. detail: one sentence for people: what is wrong, what would be
+            accepted. field: the input at fault. headers: further response headers. more: further members.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        field: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ):
+        super().__init__(detail)
+        self.status, self.code, self.detail, self.field = status, code, detail, field
+        self.headers, self.more = dict(headers or {}), more
+
+
+def problem_response(problem: Problem) -> JSONResponse:
+    """The problem as a response body with its headers."""
+    body: dict[str, Any] = {
+        "type": f"urn:slidereason:problem:{problem.code}",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "code": problem.code,
+        "detail": problem.detail,
+    }
+    if problem.field:
+        body["field"] = problem.field
+    body.update({name: value for name, value in problem.more.items() if value is not None})
+    headers = {"Cache-Control": "no-store", **problem.headers}
+    return JSONResponse(body, problem.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every error as a problem."""
+    app.add_exception_handler(Problem, _answer_problem)
+    app.add_exception_handler(errors.SlideReasonError, _answer_domain)
+    app.add_exception_handler(RequestValidationError, _answer_validation)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(Exception, _answer_unexpected)
+
+
+def problem_of(error: errors.SlideReasonError) -> Problem:
+    """The problem that a domain error becomes; an error that is no fault of the client becomes a bare 500."""
+    for kind, status in STATUS:
+        if isinstance(error, kind):
+            headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, errors.QueueFull) else {}
+            return Problem(status, error.code, error.message, field=error.field, headers=headers)
+    log.error("unexpected domain error", exc_info=error)
+    return Problem(500, "internal", "the server failed; the error has been logged")
+
+
+async def _answer_problem(request: Request, error: Problem) -> JSONResponse:
+    return problem_response(error)
+
+
+async def _answer_domain(request: Request, error: errors.SlideReasonError) -> JSONResponse:
+    return problem_response(problem_of(error))
+
+
+async def _answer_http(request: Request, error: HTTPException) -> JSONResponse:
+    """404 of unknown routes, 405, and what the framework raises while it parses a body."""
+    details = {
+        400: "the body could not be read; send valid JSON in UTF-8",
+        404: "there is nothing at this address; /openapi.json lists every route",
+    }
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        details[405] = f"{request.method} is not accepted here; accepted: {headers.get('Allow', 'see /docs')}"
+    code = CODES.get(error.status_code, "error")
+    detail = details.get(error.status_code, str(error.detail))
+    return problem_response(Problem(error.status_code, code, detail, headers=headers))
+
+
+async def _answer_validation(request: Request, error: RequestValidationError) -> JSONResponse:
+    """422 that names each field at fault and what it would accept; never repeats what was sent."""
+    found = []
+    for item in error.errors():
+        if item["type"] == "json_invalid":
+            return problem_response(Problem(400, "malformed-json", "the body is not valid JSON; send a JSON object"))
+        found.append({"field": field_name(item["loc"]), "detail": accepted(item)})
+    first = found[0] if found else {"field": None, "detail": "the request is not accepted"}
+    detail = "; ".join(f"{entry['field']}: {entry['detail']}" for entry in found[:5]) or first["detail"]
+    return problem_response(Problem(422, "bad-request", detail, field=first["field"], errors=found))
+
+
+def field_name(location: tuple) -> str:
+    """`("body", "queries", 0)` → `queries[0]`."""
+    name = ""
+    for part in location[1:] if location and location[0] in ("body", "query", "path", "header") else location:
+        # names of unknown fields come from the client: cut, so that an answer cannot be made huge
+        name += f"[{part}]" if isinstance(part, int) else ("." if name else "") + str(part)[:60]
+    return name or "body"
+
+
+def accepted(item: Mapping[str, Any]) -> str:
+    """What pydantic found wrong, in the form `… is accepted`."""
+    if item["type"] == "extra_forbidden":
+        return "unknown field; the fields of this request are listed in /openapi.json"
+    if item["type"] == "missing":
+        return "required"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:
+    """Whatever was not foreseen: logged here, a bare 500 outside."""
+    log.error("unexpected error answering %s %s", request.method, request.scope.get("route") or "?", exc_info=error)
+    return problem_response(Problem(500, "internal", "the server failed; the error has been logged"))

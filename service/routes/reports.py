@@ -1,0 +1,40 @@
+"""The report, in the form the client accepts."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+
+from service.errors import Problem
+from service.files import file_answer
+from service.negotiation import choose
+from service.rooms import In
+
+router = APIRouter(tags=["results"])
+
+JSON, HTML = "application/json", "text/html"
+OFFERED = (JSON, HTML)
+# the page is one file with its pictures inside: it may load nothing, run nothing, and send nothing
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'self'; sandbox allow-popups"
+)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/report",
+    summary="The answer in words, regions, chains, coverage: JSON or HTML by Accept",
+    responses={200: {"content": {JSON: {}, HTML: {}}}, 406: {"description": "Names what is accepted"}},
+)
+@router.head("/v1/jobs/{job_id}/report", include_in_schema=False)
+def show_report(rooms: In, request: Request, job_id: Annotated[str, Path(max_length=100)]) -> Response:
+    """JSON unless the client would rather have HTML. Research use only."""
+    kind = choose(request.headers.get("accept"), OFFERED)
+    if kind is None:
+        detail = f"the report is not available in the form asked for; accepted: {', '.join(OFFERED)}"
+        raise Problem(406, "not-acceptable", detail, field="Accept", headers={"Vary": "Accept"}, accepted=list(OFFERED))
+    rooms.finished(job_id)
+    headers = {"Vary": "Accept"}
+    if kind == JSON:
+        return file_answer(request, rooms.artifacts.report_json(job_id), JSON, headers)
+    headers |= {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
+    return file_answer(request, rooms.artifacts.report_html(job_id), "text/html; charset=utf-8", headers)

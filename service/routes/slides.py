@@ -1,0 +1,145 @@
+"""The slide catalogue: list, look, register, upload."""
+
+import secrets
+import shutil
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from service.catalogue import SlideEntry
+from service.errors import Problem
+from service.limits import JSON, MULTIPART
+from service.rooms import In
+from service.schemas import Link, Slide, SlideList, SlideRequest
+from service.uploads import receive_upload
+from worker.errors import SlideReasonError
+
+router = APIRouter(tags=["slides"])
+
+UPLOAD_SCHEMA = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "The slide; a DICOM series: one part per file"},
+        "name": {"type": "string", "maxLength": 200},
+    },
+}
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON: {"schema": SlideRequest.model_json_schema()},
+            MULTIPART: {"schema": UPLOAD_SCHEMA},
+        },
+    }
+}
+
+
+@router.get("/v1/slides", summary="Slides of the configured folders, registered and uploaded ones")
+def list_slides(
+    rooms: In,
+    cursor: Annotated[str | None, Query(max_length=100, description="`next_cursor` of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> SlideList:
+    """A page of the catalogue. What nobody opened yet has null details; GET the slide to open it."""
+    entries, following = rooms.catalogue.page(cursor, limit)
+    links = [Link(href=f"/v1/slides?limit={limit}", rel="first", type=JSON, title="First page")]
+    if following:
+        href = f"/v1/slides?limit={limit}&cursor={following}"
+        links.append(Link(href=href, rel="next", type=JSON, title="Next page"))
+    return SlideList(slides=[shown(entry) for entry in entries], next_cursor=following, links=links)
+
+
+@router.get("/v1/slides/{slide_id}", summary="Size, levels, resolution and its source, vendor, bounds")
+def show_slide(rooms: In, slide_id: Annotated[str, Path(max_length=100)]) -> Slide:
+    """Opens the slide in a child process when that has not happened yet."""
+    return shown(rooms.catalogue.details(rooms.catalogue.entry(slide_id)))
+
+
+@router.post(
+    "/v1/slides",
+    status_code=201,
+    summary="Register a reference, or upload a slide",
+    openapi_extra=BODY,
+    response_model=Slide,
+)
+async def add_slide(rooms: In, request: Request, response: Response) -> Slide:
+    """JSON registers a `file:` reference under a slide folder (200 when it was known); multipart uploads.
+
+    The slide is opened in a child process first; what is no slide is not kept.
+    """
+    if request.headers.get("content-type", "").lower().startswith(MULTIPART):
+        entry = await _upload(rooms, request)
+    else:
+        entry = await _register(rooms, request, response)
+    response.headers["Location"] = f"/v1/slides/{entry.slide_id}"
+    return shown(entry)
+
+
+async def _register(rooms: In, request: Request, response: Response) -> SlideEntry:
+    wanted = _parse(await request.body())
+    entry, created = await run_in_threadpool(rooms.catalogue.register, wanted.reference, wanted.name)
+    if not created:
+        response.status_code = 200
+    return entry
+
+
+async def _upload(rooms: In, request: Request) -> SlideEntry:
+    slide_id = secrets.token_hex(16)
+    folder = rooms.catalogue.uploads / slide_id
+    upload = await receive_upload(request, folder)
+    try:
+        name = upload.name.decode("utf-8", "replace").strip() or None
+        return await run_in_threadpool(rooms.catalogue.add_upload, slide_id, upload.path.resolve(), name)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, SlideReasonError):
+            error.field = "file"
+        raise
+
+
+def _parse(body: bytes) -> SlideRequest:
+    try:
+        return SlideRequest.model_validate_json(body)
+    except ValidationError as error:
+        found: list[Any] = [{**item, "loc": ("body", *item["loc"])} for item in error.errors(include_url=False)]
+        if found and found[0]["type"] == "json_invalid":
+            raise Problem(400, "malformed-json", "the body is not valid JSON; send a JSON object") from None
+        raise RequestValidationError(found) from None
+
+
+def shown(entry: SlideEntry) -> Slide:
+    """The entry as a client sees it: no path, no file name that nobody allowed."""
+    info = entry.info
+    known = {} if info is None else {name: getattr(info, name) for name in _SHOWN}
+    here = Link(href=f"/v1/slides/{entry.slide_id}", rel="self", type=JSON, title="This slide")
+    return Slide(
+        slide_id=entry.slide_id,
+        name=entry.name,
+        format="dicom" if entry.path.is_dir() else entry.path.suffix.lower().removeprefix(".") or "unknown",
+        size_bytes=_size_bytes(entry),
+        origin=entry.origin,
+        links=[
+            here,
+            Link(href="/v1/jobs", rel="http://www.opengis.net/def/rel/ogc/1.0/execute", type=JSON, title="Ask"),
+        ],
+        **known,
+    )
+
+
+_SHOWN = (
+    "width_px0", "height_px0", "level_dimensions", "level_downsamples", "mpp_x", "mpp_y", "mpp_source",
+    "objective_power", "vendor", "bounds_px0", "content_hash",
+)  # fmt: skip
+
+
+def _size_bytes(entry: SlideEntry) -> int:
+    try:
+        if entry.path.is_dir():
+            return sum(path.stat().st_size for path in entry.path.iterdir() if path.is_file())
+        return entry.path.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,231 @@
+"""Bodies of requests and answers. Unknown fields are refused, and numbers must be finite."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Status = Literal["accepted", "running", "successful", "failed", "dismissed"]
+
+Reference = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=4096,
+        description="A slide_id, or a `file:` reference or path under one of the slide folders",
+        examples=["file:CMU-1-Small-Region.svs"],
+    ),
+]
+
+
+class Request(BaseModel):
+    """Base of request bodies."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, strict=True)
+
+
+class Answer(BaseModel):
+    """Base of response bodies."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class JobRequest(Request):
+    """A question about a slide."""
+
+    slide: Reference
+    query: str | None = Field(None, description="One question; or give `queries`", examples=["Where is the tumour?"])
+    queries: list[str] | None = Field(
+        None, min_length=1, description="Several questions, served by one pass over the tiles"
+    )
+    mpp: float | None = Field(
+        None, gt=0.01, le=100, description="µm per pixel of tiles and overlay; default: the model's"
+    )
+    magnification: float | None = Field(
+        None, gt=0.1, le=1000, description="Instead of mpp: 10 / mpp, so 40 is 0.25 µm/px"
+    )
+    roi: dict[str, Any] | None = Field(
+        None,
+        description="GeoJSON Polygon, MultiPolygon, Feature or FeatureCollection in level-0 pixels; default: tissue",
+    )
+    tissue: Literal["auto", "off"] = Field("auto", description="`auto` skips glass, `off` looks everywhere")
+    mpp_override: float | None = Field(
+        None, gt=0.01, le=100, description="µm per level-0 pixel, instead of what the slide says"
+    )
+    tile_size_px: int | None = Field(None, ge=64, le=2048, description="Edge of a tile; default: the model's")
+    overlap: float = Field(0.25, ge=0, le=0.75, description="Fraction of a tile shared with its neighbour")
+    threshold: float = Field(0.5, gt=0, lt=1, description="Probability from which a pixel belongs to a region")
+    min_region_um2: float = Field(500.0, ge=0, le=1e12, description="Smaller regions are dropped")
+    min_coverage: float = Field(0.5, ge=0, le=1, description="A job that could look at less of its tiles fails")
+    model: str | None = Field(None, min_length=1, max_length=200, description="A name of GET /v1/models")
+    priority: int = Field(0, ge=-100, le=100, description="Higher runs first")
+
+    @field_validator("query")
+    @classmethod
+    def _query_says_something(cls, value: str | None) -> str | None:
+        return value if value is None else readable(value)
+
+    @field_validator("queries")
+    @classmethod
+    def _queries_say_something(cls, value: list[str] | None) -> list[str] | None:
+        if value is None:
+            return None
+        value = [readable(text) for text in value]
+        if len(set(value)) < len(value):
+            raise ValueError("the same query stands there twice; give each query once")
+        return value
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> "JobRequest":
+        if (self.query is None) == (self.queries is None):
+            raise ValueError("give either `query` (one question) or `queries` (a list), exactly one of them")
+        if self.mpp is not None and self.magnification is not None:
+            raise ValueError("give either `mpp` or `magnification`, not both")
+        return self
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """All queries, in order."""
+        return tuple(self.queries) if self.queries is not None else (self.query,)
+
+    @property
+    def resolution_mpp(self) -> float | None:
+        """µm/px asked for, by either name."""
+        return self.mpp if self.magnification is None else 10.0 / self.magnification
+
+
+def readable(text: str) -> str:
+    """A query stripped of outer space; refuses what no person can have meant."""
+    text = text.strip()
+    if not text:
+        raise ValueError("a query must say something; give a question in words")
+    if any(ord(letter) < 32 and letter not in "\t\n\r" or ord(letter) == 127 for letter in text):
+        raise ValueError("a query holds control characters; give plain text")
+    if not any(letter.isalnum() for letter in text):
+        raise ValueError("a query must hold at least one letter or digit")
+    return text
+
+
+class SlideRequest(Request):
+    """Register a slide that already lies under one of the slide folders."""
+
+    reference: Reference
+    name: str | None = Field(
+        None, min_length=1, max_length=200, description="Name to show in lists; no patient data, please"
+    )
+
+
+class Link(Answer):
+    """A link, as in OGC API Processes."""
+
+    href: str
+    rel: str
+    type: str
+    title: str
+
+
+class Slide(Answer):
+    """A slide of the catalogue. `details` of a list entry that nobody opened yet are null."""
+
+    slide_id: str
+    name: str | None = None
+    format: str
+    size_bytes: int
+    origin: Literal["folder", "reference", "upload"]
+    width_px0: int | None = None
+    height_px0: int | None = None
+    level_dimensions: list[tuple[int, int]] | None = None
+    level_downsamples: list[float] | None = None
+    mpp_x: float | None = None
+    mpp_y: float | None = None
+    mpp_source: str | None = None
+    objective_power: float | None = None
+    vendor: str | None = None
+    bounds_px0: tuple[int, int, int, int] | None = None
+    content_hash: str | None = None
+    links: list[Link]
+
+
+class SlideList(Answer):
+    """A page of the catalogue."""
+
+    slides: list[Slide]
+    next_cursor: str | None
+    links: list[Link]
+
+
+class Tiles(Answer):
+    """How many tiles of a job are done, to do, failed, and left out as glass or outside the roi."""
+
+    done: int
+    total: int
+    failed: int
+    skipped: int
+
+
+class JobStatus(Answer):
+    """Status document, names as in OGC API Processes."""
+
+    jobID: str
+    type: Literal["process"] = "process"
+    processID: str = "reasoning-segmentation"
+    status: Status
+    message: str
+    created: datetime
+    started: datetime | None
+    finished: datetime | None
+    updated: datetime
+    progress: int = Field(ge=0, le=100)
+    tiles: Tiles
+    coverage: float | None
+    eta_s: float | None
+    queue_position: int | None
+    slide: str
+    queries: list[str]
+    model: str
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    links: list[Link]
+
+
+class JobList(Answer):
+    """A page of jobs, newest first."""
+
+    jobs: list[JobStatus]
+    next_cursor: str | None
+    links: list[Link]
+
+
+class Model(Answer):
+    """What a segmenter tells about itself; `default` is the one used when a job names none."""
+
+    name: str
+    names: list[str]
+    default: bool
+    revision: str
+    tile_size_px: int
+    default_mpp: float
+    targets: list[str]
+    licence: str
+    parameters: int
+    figures: dict[str, Any]
+    workers: int
+
+
+class ModelList(Answer):
+    """Models of the workers heard from lately."""
+
+    models: list[Model]
+    default: str
+
+
+class ProblemBody(Answer):
+    """RFC 9457 problem with a stable `code`."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    field: str | None = None
+    errors: list[dict[str, Any]] | None = None

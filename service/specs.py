@@ -1,0 +1,82 @@
+"""A request → the JobSpec it means, checked against the slide, the models and the limits."""
+
+import math
+
+from service.rooms import Rooms
+from service.routes.models import models, names
+from service.schemas import JobRequest
+from worker.errors import BadRequest, TooLarge
+from worker.roi import parse_roi
+from worker.types import JobSpec, Ring, SlideInfo
+
+
+def make_spec(rooms: Rooms, wanted: JobRequest) -> JobSpec:
+    """Check everything that can be wrong with a job before it is one.
+
+    Raises:
+        SlideNotFound, SlideForbidden, SlideUnreadable, MppUnknown: the slide cannot be used (as it is asked for).
+        BadRequest, TooLarge: a field's value or a limit; `field` names it.
+    """
+    _check_queries(rooms, wanted)
+    model = wanted.model or rooms.settings.model
+    if model not in (known := names(rooms)):
+        raise BadRequest(f"no worker has this model; accepted: {', '.join(sorted(known))}", field="model")
+    roi = () if wanted.roi is None else parse_roi(wanted.roi, rooms.settings.max_roi_vertices)
+    entry = rooms.catalogue.details(rooms.catalogue.find(wanted.slide))
+    rooms.catalogue.require_mpp(entry.info, wanted.mpp_override)
+    _check_roi(entry.info, roi)
+    _check_size(rooms, wanted, entry.info, model)
+    return JobSpec(
+        slide_path=str(entry.path),
+        slide_id=entry.slide_id,
+        queries=wanted.questions,
+        mpp=wanted.resolution_mpp,
+        roi=roi,
+        tissue=wanted.tissue,
+        mpp_override=wanted.mpp_override,
+        tile_size_px=wanted.tile_size_px,
+        overlap=wanted.overlap,
+        threshold=wanted.threshold,
+        min_region_um2=wanted.min_region_um2,
+        min_coverage=wanted.min_coverage,
+        model=model,
+        priority=wanted.priority,
+    )
+
+
+def _check_queries(rooms: Rooms, wanted: JobRequest) -> None:
+    most, longest = rooms.settings.max_queries, rooms.settings.max_query_chars
+    if len(wanted.questions) > most:
+        raise BadRequest(f"{len(wanted.questions)} queries are too many; up to {most} are accepted", field="queries")
+    for number, query in enumerate(wanted.questions):
+        if len(query) > longest:
+            field = "query" if wanted.queries is None else f"queries[{number}]"
+            raise BadRequest(f"the query is too long; up to {longest} characters are accepted", field=field)
+
+
+def _check_roi(info: SlideInfo, roi: tuple[Ring, ...]) -> None:
+    """A ring wholly outside the slide was drawn in another frame; better to say so than to find nothing there."""
+    for ring in roi:
+        xs, ys = [x for x, _ in ring], [y for _, y in ring]
+        if max(xs) <= 0 or max(ys) <= 0 or min(xs) >= info.width_px0 or min(ys) >= info.height_px0:
+            raise BadRequest(
+                "a polygon of the roi lies outside the slide; accepted are level-0 pixels "
+                f"with 0 <= x <= {info.width_px0} and 0 <= y <= {info.height_px0}",
+                field="roi",
+            )
+
+
+def _check_size(rooms: Rooms, wanted: JobRequest, info: SlideInfo, model: str) -> None:
+    """Refuse a resolution so fine that the job would never end; the grid is counted before tissue and roi thin it."""
+    card = next((card for card in models(rooms) if model in card.names), None)
+    mpp = wanted.resolution_mpp or (card.default_mpp if card else 1.0)
+    tile_px = wanted.tile_size_px or (card.tile_size_px if card else 256)
+    stride_um = max(tile_px * (1 - wanted.overlap), 1) * mpp
+    mpp_x, mpp_y = wanted.mpp_override or info.mpp_x, wanted.mpp_override or info.mpp_y
+    tiles = math.ceil(info.width_px0 * mpp_x / stride_um) * math.ceil(info.height_px0 * mpp_y / stride_um)
+    if tiles > rooms.settings.max_tiles:
+        raise TooLarge(
+            f"at {mpp:g} µm/px this slide has about {tiles} tiles; up to {rooms.settings.max_tiles} are accepted: "
+            "ask for a larger mpp",
+            field="mpp" if wanted.magnification is None else "magnification",
+        )
