@@ -126,11 +126,11 @@ def paint_malignant_gland(dye: np.ndarray, frame: Frame, gland: Structure, style
         _fill(dye, frame, hole.outline(1 + 3.0 / hole.inner_um), 0.75 * cytoplasm)
         _fill(dye, frame, hole.outline(), (rng.uniform(0, 6), rng.uniform(0, 12), 10))
     nucleus_um = style.nucleus_um * (1.0 + 0.18 * style.atypia)
-    points, noise = scattered_points(gland.box_um, 1.55 * nucleus_um, gland.seed, jitter=0.75)
+    points, noise = scattered_points(gland.box_um, 1.45 * nucleus_um, gland.seed, jitter=0.75)
     rho, theta = blob.locate(points)
     keep = rho < 1 - (0.85 * nucleus_um + 0.6) / size
     for hole in holes:
-        keep &= hole.locate(points)[0] > 1 + (nucleus_um + 1.5 + 2.0 * noise[:, 7]) / hole.inner_um
+        keep &= hole.locate(points)[0] > 1 + (0.8 * nucleus_um + 1.0 + 2.0 * noise[:, 7]) / hole.inner_um
     keep &= noise[:, 6] > 0.06
     points, noise, theta = points[keep], noise[keep], theta[keep]
     angle = blob.radial_angle(theta) + (noise[:, 0] - 0.5) * 1.2

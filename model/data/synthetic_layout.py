@@ -8,6 +8,11 @@ from model.data.synthetic_shapes import Blob, box_of, packed_cells, random_blob
 
 SHEETS = ("lymphocytes", "tumour_nest", "necrosis", "fat")
 GLANDS = ("normal_gland", "malignant_gland")
+WEIGHTS = {
+    "normal_gland": 1.5, "malignant_gland": 2.8, "tumour_nest": 1.5, "lymphocytes": 1.0, "necrosis": 0.8, "fat": 0.7,
+}  # fmt: skip
+"""How often a territory is of a kind, so that in the end each kind is seen about as often as the others."""
+
 GRID_UM = 4.0
 """Cell of the map that keeps glands and vessels from overlapping."""
 
@@ -32,6 +37,12 @@ class Ground:
         for polygon in structure.polygons:
             cv2.fillPoly(self._taken, [self._cells(polygon)], 1)
 
+    def is_free(self, x_um: float, y_um: float) -> bool:
+        """Whether the cell of a point is untaken."""
+        column, row = (int(edge) for edge in ((x_um - self.box_um[0]) / GRID_UM, (y_um - self.box_um[1]) / GRID_UM))
+        height, width = self._taken.shape
+        return not (0 <= row < height and 0 <= column < width and self._taken[row, column])
+
     def claim(self, outline_um: np.ndarray, gap_um: float = 3.0) -> bool:
         """Take the outline's ground; False, and nothing taken, where some of it is taken or out of the map."""
         cells = self._cells(outline_um)
@@ -54,7 +65,7 @@ def place_gland(rng: np.random.Generator, kind: str, x_um: float, y_um: float, l
     if kind == "normal_gland":
         blob = random_blob(rng, x_um, y_um, rng.uniform(27, 55), rng.uniform(1.0, 1.9), 0.035, 3, _leaning(rng, lean))
     else:
-        radius = float(np.exp(rng.uniform(np.log(30), np.log(110))))
+        radius = float(np.exp(rng.uniform(np.log(34), np.log(115))))
         blob = random_blob(
             rng, x_um, y_um, radius, rng.uniform(1.0, 2.4), rng.uniform(0.05, 0.13), 5, _leaning(rng, lean, 0.6)
         )
@@ -90,6 +101,8 @@ def fill_with_glands(
     darts = rng.uniform((x0, y0), (x1, y1), (tries, 2))
     glands = []
     for x, y in darts[blob.locate(darts)[0] < 1]:
+        if not ground.is_free(x, y):
+            continue
         gland = place_gland(rng, kind, x, y, lean)
         if ground.claim(gland.polygons[0], gap_um):
             glands.append(gland)
@@ -107,7 +120,7 @@ def random_layout(
     width, height = box_um[2] - box_um[0], box_um[3] - box_um[1]
     extent = float(np.hypot(width, height)) / 2
     kinds = rng.permutation([*SHEETS, *GLANDS])[: rng.integers(2, 6)]
-    weights = np.array([1.8 if kind in GLANDS else 1.0 for kind in kinds])
+    weights = np.array([WEIGHTS[str(kind)] for kind in kinds])
     adipocyte_um = rng.uniform(46, 74)
     ground, sheets, territories = Ground(box_um), [], []
     for _ in range(int(rng.integers(5, 16))):
@@ -125,7 +138,7 @@ def random_layout(
             ground.mark(sheet)
     glands = []
     for kind, blob in territories:
-        tries = int(np.clip(blob.a_um * blob.b_um / 80, 20, 500))
+        tries = int(np.clip(blob.a_um * blob.b_um / 60, 30, 700))
         glands += fill_with_glands(rng, ground, kind, blob, tries, rng.uniform(2, 9))
     return sheets + glands + vessels, _outline(rng, box_um), _tears(rng, box_um)
 
@@ -147,13 +160,13 @@ def _sheet_territory(
     """One sheet; tumour grows in ragged nests, often several, and may be dead in the middle."""
     if kind != "tumour_nest":
         rough = {"lymphocytes": 0.12, "necrosis": 0.16, "fat": 0.12}[kind]
-        sheet = place_sheet(rng, kind, random_blob(rng, *centre, radius, rng.uniform(1, 1.9), rough, 6), adipocyte_um)
+        sheet = place_sheet(rng, kind, random_blob(rng, *centre, radius, rng.uniform(1, 1.9), rough, 12), adipocyte_um)
         return [sheet] if sheet else []
     nests = []
     for _ in range(int(rng.integers(1, 5))):
         at = centre + rng.normal(0, 0.6 * radius, 2)
         size = max(radius * rng.uniform(0.3, 1.0), 40)
-        blob = random_blob(rng, *at, size, rng.uniform(1, 2.6), rng.uniform(0.1, 0.2), 9)
+        blob = random_blob(rng, *at, size, rng.uniform(1, 2.6), rng.uniform(0.1, 0.18), 15)
         nests.append(place_sheet(rng, kind, blob))
         if size > 110 and rng.random() < 0.3:
             core = random_blob(rng, *at, 0.45 * size, blob.a_um / blob.b_um, 0.15, 6, blob.angle)

@@ -44,8 +44,8 @@ def lay_out_section(rng: np.random.Generator, width_um: float, height_um: float)
     sheets = [sheet for sheet in fat + lymphoid + nests if sheet]
     for sheet in sheets:
         ground.mark(sheet)
-    density = 1 / 900
-    malignant = fill_with_glands(rng, ground, "malignant_gland", tumour, _darts(tumour, density), 5.0)
+    density = 1 / 350
+    malignant = fill_with_glands(rng, ground, "malignant_gland", tumour, _darts(tumour, density), 4.0)
     mucosa = random_blob(rng, *at(0.235, 0.36), 0.21 * reach, 1.35, 0.05, 4, angle=np.pi / 2)
     normal = fill_with_glands(rng, ground, "normal_gland", mucosa, _darts(mucosa, 2 * density), 5.0)
     tears = [random_blob(rng, *at(*rng.uniform(0.2, 0.8, 2)), 0.008 * reach, 9, 0.1).outline() for _ in range(2)]
@@ -60,7 +60,7 @@ def _squared(polygon_um: np.ndarray, blob: Blob) -> np.ndarray:
 
 
 def _darts(blob: Blob, per_um2: float) -> int:
-    return int(np.clip(4 * blob.a_um * blob.b_um * per_um2, 20, 6000))
+    return int(np.clip(4 * blob.a_um * blob.b_um * per_um2, 20, 9000))
 
 
 def _nests(rng: np.random.Generator, tumour: Blob) -> list[Structure]:
@@ -70,7 +70,7 @@ def _nests(rng: np.random.Generator, tumour: Blob) -> list[Structure]:
         rho = 0.0 if index == 0 else rng.uniform(0.35, 1.12)
         x, y = tumour.at(rho, np.array(rng.uniform(0, 2 * np.pi)))
         size = tumour.inner_um * (0.42 if index == 0 else 0.04 + 0.2 * rng.random() ** 2)
-        blob = random_blob(rng, x, y, size, rng.uniform(1, 2.2), rng.uniform(0.1, 0.18), 9)
+        blob = random_blob(rng, x, y, size, rng.uniform(1, 2.2), rng.uniform(0.1, 0.16), 15)
         sheets.append(place_sheet(rng, "tumour_nest", blob))
         if size > 100:
             core = random_blob(rng, x, y, 0.5 * size, min(blob.a_um / blob.b_um, 2), 0.14, 7, blob.angle)
@@ -86,7 +86,7 @@ def _margin_aggregates(rng: np.random.Generator, tumour: Blob, reach: float) -> 
         along = tumour.radial_angle(np.array([theta]))[0] + np.pi / 2
         size = reach * rng.uniform(0.022, 0.05)
         aggregates.append(
-            place_sheet(rng, "lymphocytes", random_blob(rng, x, y, size, rng.uniform(1.2, 2.4), 0.1, 5, along))
+            place_sheet(rng, "lymphocytes", random_blob(rng, x, y, size, rng.uniform(1.2, 2.4), 0.1, 12, along))
         )
     return aggregates
 

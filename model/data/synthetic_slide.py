@@ -23,6 +23,10 @@ STRIP_PX = 2 * TILE_PX
 MARGIN_PX = 40
 """Rendered around a strip and thrown away; a multiple of the renderer's coarse grid."""
 
+OPTICS_SIGMA_PX = 0.6
+"""Blur of a scanner's optics."""
+
+MIN_EDGE_PX = 512
 JPEG_QUALITY = 90
 TRUTH_MPP = 1.0
 
@@ -75,14 +79,22 @@ def write_synthetic_slide(
 
     Returns:
         The slide and its masks at 1 µm/px.
+
+    Raises:
+        ValueError: a slide smaller than MIN_EDGE_PX, or an mpp outside 0.1 to 4.
     """
+    if min(width_px, height_px) < MIN_EDGE_PX:
+        raise ValueError(f"a synthetic slide is at least {MIN_EDGE_PX} px wide and high, not {width_px} x {height_px}")
+    if not 0.1 <= mpp <= 4:
+        raise ValueError(f"mpp of a synthetic slide is 0.1 to 4 µm/px, not {mpp}")
     path = Path(path)
     rng = np.random.default_rng(seed)
     structures, outlines, tears = lay_out_section(rng, width_px * mpp, height_px * mpp)
     truth = np.zeros((round(height_px * mpp / TRUTH_MPP), round(width_px * mpp / TRUTH_MPP)), np.uint8)
     strips = _strips(rng, structures, outlines, tears, (height_px, width_px), mpp, seed, truth)
     half = np.zeros((height_px // 2, width_px // 2, 3), np.uint8)
-    with tifffile.TiffWriter(path, bigtiff=False) as tiff:
+    unfinished = path.with_name(path.name + ".part")
+    with tifffile.TiffWriter(unfinished, bigtiff=False) as tiff:
         _write_level(tiff, _tiles(strips, half), (height_px, width_px, 3), mpp, 0)
         level, reduced = 1, half
         while True:
@@ -95,6 +107,7 @@ def write_synthetic_slide(
     packed |= {
         parent: np.packbits(np.isin(truth, [LABEL[leaf] for leaf in leaves])) for parent, leaves in PARENTS.items()
     }
+    unfinished.replace(path)
     truth_path = path.with_suffix(".npz")
     frame = np.array([TRUTH_MPP, *truth.shape, mpp, width_px, height_px, seed], dtype=np.float64)
     np.savez_compressed(truth_path, frame=frame, **packed)
@@ -131,11 +144,12 @@ def _strips(
         height = min(STRIP_PX, height_px - top)
         frame = Frame(-MARGIN_PX, top - MARGIN_PX, width_px + 2 * MARGIN_PX, height + 2 * MARGIN_PX, mpp)
         dye, labels = paint_tissue(frame, structures, style, outlines, tears)
+        picture = cv2.GaussianBlur(stain.develop(dye[..., 0], dye[..., 1]), (5, 5), OPTICS_SIGMA_PX)
         inside = np.s_[MARGIN_PX : MARGIN_PX + height, MARGIN_PX : MARGIN_PX + width_px]
-        dye, labels = dye[inside], labels[inside]
+        labels = labels[inside]
         mine = (rows >= top) & (rows < top + height)
         truth[mine] = labels[rows[mine] - top][:, columns]
-        yield stain.develop(dye[..., 0], dye[..., 1])
+        yield picture[inside]
 
 
 def _tiles(strips: Sequence[np.ndarray] | Iterator[np.ndarray], half: np.ndarray | None) -> Iterator[np.ndarray]:

@@ -113,17 +113,21 @@ def plain_style(seed: int) -> Style:
     base[LABEL["fat"]] = 10, 70, 20
     return Style(
         seed=seed, base=base.astype(np.uint8), nucleus=140, atypia=1.0, nucleus_um=3.6, cellularity=1.0,
-        inflammation=0.12, fibre_low=45, fibre_high=105, gap=0.08, fibre_angle=0.4, fibre_swirl=0.9, mucin=(16, 14),
+        inflammation=0.12, fibre_low=42, fibre_high=88, gap=0.04, fibre_angle=0.4, fibre_swirl=0.9, mucin=(16, 14),
         goblet=0.8, flattened=False, tumour_spacing_um=10.5, lymph_spacing_um=6.4, vesicular=0.6, debris=1.0,
         septum_um=1.1, red_cell=165,
     )  # fmt: skip
 
 
-def _periodic_blur(noise: np.ndarray, sigma_x: float, sigma_y: float) -> np.ndarray:
+def _periodic_blur(noise: np.ndarray, sigma_x: float, sigma_y: float, widen: int = 1) -> np.ndarray:
+    """Blurred periodic noise, mean 0, deviation 1, stretched `widen` times along x."""
     pad = int(3 * max(sigma_x, sigma_y)) + 2
-    pad = min(pad, TEXTURE_PX)
     blurred = cv2.GaussianBlur(np.pad(noise, pad, mode="wrap"), (0, 0), sigmaX=sigma_x, sigmaY=sigma_y)
-    blurred = blurred[pad:-pad, pad:-pad]
+    blurred = blurred[pad:-pad]
+    if widen > 1:
+        size = (blurred.shape[1] * widen, blurred.shape[0])
+        blurred = cv2.resize(blurred, size, interpolation=cv2.INTER_CUBIC)
+    blurred = blurred[:, pad * widen : -pad * widen]
     return (blurred - blurred.mean()) / blurred.std()
 
 
@@ -140,8 +144,9 @@ def grain_texture(seed: int, mpp: float) -> np.ndarray:
 def fibre_texture(seed: int) -> np.ndarray:
     """Periodic strands along x, (512, 512) uint8 with flat histogram; one texel is 1 µm."""
     rng = np.random.default_rng(seed)
-    noise = rng.standard_normal((2, TEXTURE_PX, TEXTURE_PX), dtype=np.float32)
-    strands = _periodic_blur(noise[0], 16, 1.0) + 1.1 * _periodic_blur(noise[1], 26, 2.6)
+    noise = rng.standard_normal((3, TEXTURE_PX, TEXTURE_PX // 8), dtype=np.float32)
+    strands = _periodic_blur(noise[0], 2.0, 0.9, 8) + 1.1 * _periodic_blur(noise[1], 3.3, 2.6, 8)
+    strands += 0.8 * _periodic_blur(noise[2], 5.0, 9.0, 8)
     strands /= strands.std()
     flat = 1 / (1 + np.exp(-1.7 * strands))
     return (flat * 255).astype(np.uint8)
@@ -153,10 +158,10 @@ def fibre_coordinates(x_um: np.ndarray, y_um: np.ndarray, style: Style) -> tuple
     cos, sin = np.cos(style.fibre_angle), np.sin(style.fibre_angle)
     along, across = cos * x_um + sin * y_um, cos * y_um - sin * x_um
     bent = across.copy()
-    for length in (700, 330, 160, 48):
-        direction, phase = rng.uniform(-0.6, 0.6), rng.uniform(0, 2 * np.pi)
+    for length, depth in ((1130, 0.14), (710, 0.12), (410, 0.08), (270, 0.06), (147, 0.04), (53, 0.02)):
+        direction, phase = rng.uniform(-0.9, 0.9), rng.uniform(0, 2 * np.pi)
         wave = (along * np.cos(direction) + across * np.sin(direction)) * (2 * np.pi / length) + phase
-        bent = bent + (0.11 if length > 100 else 0.03) * style.fibre_swirl * length * np.sin(wave)
+        bent = bent + depth * style.fibre_swirl * length * np.sin(wave)
     return along, bent
 
 
