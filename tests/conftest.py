@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.made_slides import tissue_picture, write_pyramid, write_sparse
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -17,3 +19,16 @@ def shared_data() -> Path:
     if not (folder / "README.md").exists():
         pytest.skip(f"real data not found at {folder}; set SLIDEREASON_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pyramid_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pyramidal JPEG TIFF of 1600 x 1200 px, 0.5 µm/px, three levels: an ellipse of tissue on glass."""
+    path = tmp_path_factory.mktemp("slides") / "pyramid.tif"
+    return write_pyramid(path, tissue_picture(1600, 1200))
+
+
+@pytest.fixture(scope="session")
+def sparse_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TIFF of 100,000 x 100,000 px at 0.25 µm/px that stores one island of 4,000 px, from (40000, 40000) on."""
+    return write_sparse(tmp_path_factory.mktemp("slides") / "sparse.tif")

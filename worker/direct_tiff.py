@@ -34,7 +34,7 @@ class TiledLevel:
 
     Attributes:
         width_px, height_px: size of the level; tile_w, tile_h: of its tiles; columns: tiles in a row.
-        offsets, byte_counts: of each tile, row by row.
+        offsets, byte_counts: of each tile, row by row; both 0 where a sparse file leaves a tile out.
         compression, photometric, predictor: TIFF tags 259, 262, 317.
         tables: JPEG tables shared by the tiles, without SOI and EOI.
     """
@@ -70,6 +70,13 @@ class DirectTiff:
         """Leave a level to OpenSlide."""
         self._levels.pop(level, None)
 
+    def sample_positions(self, level: int) -> list[tuple[int, int]]:
+        """Corners (x, y) of the first and of the middle tile that the file holds."""
+        layout = self._levels[level]
+        present = [index for index, count in enumerate(layout.byte_counts) if count > 0] or [0]
+        chosen = {present[0], present[len(present) // 2]}
+        return [(index % layout.columns * layout.tile_w, index // layout.columns * layout.tile_h) for index in chosen]
+
     def close(self) -> None:
         """Free the file."""
         if self._file >= 0:
@@ -98,6 +105,8 @@ class DirectTiff:
         return out
 
     def _tile(self, level: int, layout: TiledLevel, index: int) -> np.ndarray:
+        if layout.byte_counts[index] == 0:
+            return np.broadcast_to(np.uint8(255), (layout.tile_h, layout.tile_w, 3))
         key = (level, index)
         with self._lock:
             if key in self._cache:
@@ -183,7 +192,7 @@ def _find_levels(tiff: tifffile.TiffFile, reader: OpenSlideReader) -> dict[int, 
     for level, size in enumerate(reader.level_dimensions):
         matching = [page for page in pages if (page.imagewidth, page.imagelength) == size]
         # two pages of one size cannot be told apart by size alone
-        if len(matching) == 1 and _is_plain(matching[0]):
+        if len(matching) == 1 and _is_plain(matching[0]) and _is_whole(matching[0], reader.vendor):
             found[level] = _layout(matching[0])
     return found
 
@@ -201,9 +210,13 @@ def _is_plain(page: tifffile.TiffPage) -> bool:
         and not page.extrasamples
         and page.imagedepth == 1
         and page.tilewidth * page.tilelength <= MAX_TILE_PX
-        # an absent tile is drawn by OpenSlide in a way of its own
-        and all(count > 0 for count in page.databytecounts)
     )
+
+
+def _is_whole(page: tifffile.TiffPage, vendor: str) -> bool:
+    """Whether no tile is absent, or absent tiles are simply transparent (Aperio's are drawn from coarser levels)."""
+    absent = [offset for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True) if count == 0]
+    return not absent or (vendor == "generic-tiff" and not any(absent))
 
 
 def _layout(page: tifffile.TiffPage) -> TiledLevel:
@@ -224,10 +237,10 @@ def _layout(page: tifffile.TiffPage) -> TiledLevel:
 
 
 def _is_identical(direct: DirectTiff, reader: OpenSlideReader, level: int) -> bool:
-    """Compare the corner tile and the middle one with OpenSlide, where OpenSlide does not interpolate."""
+    """Compare parts of two tiles with OpenSlide, where OpenSlide does not interpolate."""
     width, height = reader.level_dimensions[level]
     edge = 64
-    for x, y in ((0, 0), (max(0, width // 2 - edge // 2), max(0, height // 2 - edge // 2))):
+    for x, y in direct.sample_positions(level):
         x, y = reader.whole_position(level, x, y)
         w, h = min(edge, width - x), min(edge, height - y)
         try:

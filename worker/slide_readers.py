@@ -13,8 +13,8 @@ import openslide
 
 from worker.errors import SlideUnreadable
 
-MAX_PLAIN_PX = 2**28
-"""Largest picture, and largest single strip or tile, that is decoded in one piece (0.8 GB as RGB)."""
+MAX_PLAIN_PX = 170_000_000
+"""Largest picture, and largest single strip or tile, that is decoded in one piece (0.5 GB as RGB)."""
 
 OPENSLIDE_CACHE_BYTES = 64 * 2**20
 
@@ -81,7 +81,9 @@ class OpenSlideReader:
             rgba = np.asarray(slide.read_region((round(x * factor), round(y * factor)), level, (width, height)))
         except openslide.OpenSlideError as error:
             self._reopen(slide)
-            raise SlideUnreadable(f"the slide's data is broken at level {level}, ({x}, {y}): {error}") from error
+            raise SlideUnreadable(
+                f"the slide's data is broken at level {level}, ({x}, {y}): {reason(error, self._path)}"
+            ) from error
         return composite_on_white(rgba)
 
     def whole_position(self, level: int, x: int, y: int) -> tuple[int, int]:
@@ -106,6 +108,7 @@ class TiffSlideReader:
     def __init__(self, path: Path):
         from tiffslide import TiffSlide
 
+        self._path = path
         self._lock = threading.Lock()
         self._slide = TiffSlide(str(path))
         try:
@@ -138,7 +141,9 @@ class TiffSlideReader:
             with self._lock:
                 pixels = self._slide.read_region(location, level, (width, height), as_array=True)
         except Exception as error:  # tifffile and its codecs raise whatever the broken bytes lead them into
-            raise SlideUnreadable(f"the slide's data is broken at level {level}, ({x}, {y}): {error}") from error
+            raise SlideUnreadable(
+                f"the slide's data is broken at level {level}, ({x}, {y}): {reason(error, self._path)}"
+            ) from error
         return to_rgb(pixels)
 
     def close(self) -> None:
@@ -155,20 +160,19 @@ class PictureReader:
 
         try:
             with Image.open(path) as picture:
-                width, height = picture.size
-                if width * height > MAX_PLAIN_PX:
-                    raise SlideUnreadable(
-                        f"the picture has {width} x {height} px; at most {MAX_PLAIN_PX} px are read without a pyramid"
-                    )
+                if picture.width * picture.height > MAX_PLAIN_PX:
+                    raise Image.DecompressionBombError
                 self.vendor = (picture.format or "picture").lower()
                 pixels = np.asarray(picture.convert("RGBA" if _has_alpha(picture) else "RGB"))
-        except SlideUnreadable:
-            raise
+        except Image.DecompressionBombError as error:
+            raise SlideUnreadable(
+                f"the picture is too large; at most {MAX_PLAIN_PX} px are read without a pyramid of levels"
+            ) from error
         except UnidentifiedImageError as error:
             # Pillow's own message would tell the path
             raise SlideUnreadable("not a slide; an SVS, TIFF, NDPI, MRXS, DICOM … or a PNG or JPEG is read") from error
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise SlideUnreadable(f"the picture is broken: {error}") from error
+        except (OSError, ValueError, SyntaxError) as error:
+            raise SlideUnreadable(f"the picture is broken: {reason(error, path)}") from error
         self._levels = [to_rgb(pixels)]
         while max(self._levels[-1].shape[:2]) > 2048:
             h, w = self._levels[-1].shape[:2]
@@ -182,6 +186,12 @@ class PictureReader:
 
     def close(self) -> None:
         self._levels = []
+
+
+def reason(error: Exception, path: Path) -> str:
+    """What a library says went wrong, without the path it says it of."""
+    text = str(error) or type(error).__name__
+    return text.replace(str(path), "the file").replace(str(path.parent), "the folder")
 
 
 def _has_alpha(picture) -> bool:

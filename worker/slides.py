@@ -10,8 +10,11 @@ from worker.direct_tiff import DirectTiff, open_direct_tiff
 from worker.errors import BadRequest, SlideNotFound, SlideReasonError, SlideUnreadable
 from worker.resample import resample_area
 from worker.slide_info import PLAUSIBLE_MPP, describe_slide, is_plausible, true_factor
-from worker.slide_readers import OpenSlideReader, PictureReader, Reader, TiffSlideReader
+from worker.slide_readers import OpenSlideReader, PictureReader, Reader, TiffSlideReader, reason
 from worker.types import SlideInfo
+
+WHOLE_READ_PX = 2**29
+"""Source pixels a thumbnail may cost (some 10 s of OpenSlide on one core)."""
 
 PIECE_PX = 2**24
 """Source pixels held at once while a large frame is reduced (48 MB as RGB)."""
@@ -82,6 +85,8 @@ class Slide:
     def thumbnail(self, max_px: int) -> np.ndarray:
         """The whole slide in one small picture.
 
+        A huge slide without a pyramid is sampled: no more than about `WHOLE_READ_PX` pixels are decoded.
+
         Args:
             max_px: upper bound of the long side; a smaller slide is not enlarged.
 
@@ -91,7 +96,27 @@ class Slide:
         width, height = self.info.width_px0, self.info.height_px0
         scale = min(1.0, max_px / max(width, height))
         out_width, out_height = max(1, round(width * scale)), max(1, round(height * scale))
+        step_x, step_y = width / out_width, height / out_height
+        level_w, level_h = self.info.level_dimensions[self._level_for(min(step_x, step_y))]
+        skip = math.ceil(math.sqrt(level_w * level_h / WHOLE_READ_PX))
+        if skip > 1:
+            return self._sampled(out_width, out_height, step_x, step_y, skip)
         return self.read_px0(0, 0, width, height, out_width, out_height)
+
+    def _sampled(self, out_width: int, out_height: int, step_x: float, step_y: float, skip: int) -> np.ndarray:
+        """A thumbnail of which one cell in skip x skip is read, and stands for its neighbours: (h, w, 3) uint8."""
+        # a cell is about as large as a tile of the file, so that most tiles are never decoded
+        cell = max(1, round(256 / min(step_x, step_y)))
+        group = cell * skip
+        out = np.empty((out_height, out_width, 3), np.uint8)
+        for top in range(0, out_height, group):
+            for left in range(0, out_width, group):
+                row, col = top + (group - cell) // 2, left + (group - cell) // 2
+                frame = (col * step_x, row * step_y, cell * step_x, cell * step_y)
+                part = self.read_px0(*frame, cell, cell).repeat(skip, axis=0).repeat(skip, axis=1)
+                target = out[top : top + group, left : left + group]
+                target[:] = part[: target.shape[0], : target.shape[1]]
+        return out
 
     def _factor(self, level: int) -> tuple[float, float]:
         """Level-0 pixels per pixel of a level, (x, y)."""
@@ -149,6 +174,8 @@ def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
         )
     if not path.exists():
         raise SlideNotFound("no such slide; give a slide file or a folder with one DICOM series", field="slide")
+    if not (path.is_dir() or path.is_file()):
+        raise SlideUnreadable("neither a file nor a folder; a slide file or a DICOM folder is read", field="slide")
     try:
         file = _dicom_member(path) if path.is_dir() else path
         if file.stat().st_size == 0:
@@ -157,7 +184,7 @@ def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
     except OSError as error:
         if isinstance(error, SlideReasonError):
             raise
-        raise SlideUnreadable(f"the slide cannot be read: {error.strerror or error}", field="slide") from error
+        raise SlideUnreadable(f"the slide cannot be read: {reason(error, path)}", field="slide") from error
     except SlideUnreadable as error:
         error.field = error.field or "slide"
         raise
@@ -178,7 +205,7 @@ def _open_reader(file: Path) -> Reader:
         pass
     except openslide.OpenSlideError as error:
         if not _is_tiff(file):
-            raise SlideUnreadable(f"the slide is broken: {error}") from error
+            raise SlideUnreadable(f"the slide is broken: {reason(error, file)}") from error
     if _is_tiff(file):
         try:
             return TiffSlideReader(file)
