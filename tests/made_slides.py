@@ -39,7 +39,7 @@ def write_pyramid(
         tile: edge of the TIFF's tiles.
         packing: for `tifffile`; JPEG as YCbCr by default.
     """
-    packing = {"compression": "jpeg", "photometric": "ycbcr", **packing}
+    packing = {"compression": "jpeg", "photometric": "rgb", **packing}
     if mpp is not None:
         per_cm = [UM_PER_CM / value for value in (mpp if isinstance(mpp, tuple) else (mpp, mpp))]
         packing |= {"resolution": tuple(per_cm), "resolutionunit": "CENTIMETER"}

@@ -49,7 +49,9 @@ def _find_mpp(reader: Reader, override: float | None) -> tuple[float | None, flo
     limits = PLAUSIBLE_TIFF_MPP if reader.vendor == "generic-tiff" else PLAUSIBLE_MPP
     mpp_x, mpp_y = _number(reader, "mpp-x"), _number(reader, "mpp-y")
     if mpp_x is not None and is_plausible(mpp_x, limits):
-        return mpp_x, mpp_y if mpp_y is not None and is_plausible(mpp_y, limits) else mpp_x, "openslide.mpp"
+        mpp_y = mpp_y if mpp_y is not None and is_plausible(mpp_y, limits) else mpp_x
+        # what TiffSlide opens states no mpp of its own: it takes the tags
+        return mpp_x, mpp_y, "openslide.mpp" if "openslide.mpp-x" in reader.properties else "tiff.resolution"
     tiff = _tiff_resolution(reader.properties)
     if tiff is not None and all(is_plausible(value, PLAUSIBLE_TIFF_MPP) for value in tiff):
         return *tiff, "tiff.resolution"

@@ -33,6 +33,7 @@ class Slide:
         self.info = info
         self._reader = reader
         self._direct = direct
+        self._open = True
 
     def __enter__(self) -> "Slide":
         return self
@@ -41,7 +42,10 @@ class Slide:
         self.close()
 
     def close(self) -> None:
-        """Free the file; reads afterwards fail."""
+        """Free the file; reads afterwards fail. Closing twice is fine."""
+        if not self._open:
+            return
+        self._open = False
         if self._direct is not None:
             self._direct.close()
         self._reader.close()
