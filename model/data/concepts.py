@@ -63,7 +63,7 @@ CONCEPTS: dict[str, Concept] = {
             ("high-grade intraepithelial neoplasia", "severe dysplasia", "carcinoma in situ"), ("gland",), ("colon",),
         ),
         Concept(
-            "polyp", "polyp", "polyp", False, _GLANDS, "benign overgrown glands without dysplasia",
+            "polyp", "polyp", "polyp tissue", False, _GLANDS, "benign overgrown glands without dysplasia",
             ("hyperplastic polyp", "benign polyp", "inflammatory polyp"), ("gland",), ("colon",),
         ),
         Concept(
