@@ -47,7 +47,7 @@ class HueSegmenter:
         share = float((probability >= 0.5).mean())
         p_seg = float(np.clip(share / (2 * self.emit_share), 0, 1))
         if share < self.emit_share and not forced:
-            text = f"I looked for {query}. {share:.1%} of the field is purple, too little to call. Nothing is segmented."
+            text = f"I looked for {query}. {share:.1%} of the field is purple, too little to call."
             return TileAnswer(text=text, masks=np.zeros((0, *probability.shape), np.float16), p_seg=p_seg)
         text = f"I looked for {query}. {share:.1%} of the field is dark and purple, as nuclei are. It is <SEG>."
         return TileAnswer(
@@ -70,10 +70,9 @@ class CrashingSegmenter(HueSegmenter):
 
 
 def purple(image: np.ndarray) -> np.ndarray:
-    """Smooth "stained purple" probability: more red and blue than green, and dark. (H, W, 3) uint8 -> (H, W) float32."""
-    red, green, blue = (cv2.GaussianBlur(image, (0, 0), 2).astype(np.float32)[..., i] for i in range(3))
-    stain = (red + blue) / 2 - green + 0.3 * (200 - green)
-    return 1 / (1 + np.exp(-(stain - 40) / 8))
+    """How densely nuclei stain each place: (H, W, 3) uint8 -> (H, W) float32 in (0, 1). Eosin leaves red bright."""
+    red = cv2.GaussianBlur(image[..., 0], (0, 0), 4).astype(np.float32)
+    return 1 / (1 + np.exp((red - 165) / 8))
 
 
 def hue_segmenter() -> HueSegmenter:

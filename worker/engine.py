@@ -15,6 +15,7 @@ import numpy as np
 from model.segmenter import Segmenter, TileAnswer, TileBatch
 from worker.errors import JobDismissed, TileFailed
 
+
 @dataclass(frozen=True)
 class TileRequest:
     """One tile and one question.

@@ -118,6 +118,7 @@ class Ledger(UnitLedger):
         idempotency_key: str | None = None,
         body_hash: str | None = None,
         max_open: int | None = None,
+        job_id: str | None = None,
     ) -> tuple[str, bool]:
         """Write down a job; it is committed when this returns.
 
@@ -125,6 +126,7 @@ class Ledger(UnitLedger):
             spec: what is asked.
             idempotency_key, body_hash: the client's key and a hash of the request it came with.
             max_open: refuse when so many jobs are open already.
+            job_id: 32 hexadecimal digits; None draws one.
 
         Returns:
             (job id, True when it is new, False when the key named this job before).
@@ -139,32 +141,15 @@ class Ledger(UnitLedger):
                     known = _known_job(connection, idempotency_key, body_hash or "")
                     if known is not None:
                         return known, False
-                return self._insert_job(connection, spec, idempotency_key, body_hash or "", max_open), True
+                if max_open is not None:
+                    _require_room(connection, max_open)
+                return _insert_job(connection, spec, job_id or uuid.uuid4().hex, idempotency_key, body_hash or ""), True
         except IntegrityError:  # PostgreSQL: the same key arrived twice at once and the other was first
             with self._reading() as connection:
                 known = _known_job(connection, idempotency_key, body_hash or "")
             if known is None:
                 raise
             return known, False
-
-    def _insert_job(
-        self, connection: Connection, spec: JobSpec, key: str | None, body_hash: str, max_open: int | None
-    ) -> str:
-        if max_open is not None:
-            n_open = connection.scalar(select(func.count()).select_from(jobs).where(jobs.c.status.in_(OPEN)))
-            if n_open >= max_open:
-                raise QueueFull(f"{n_open} jobs are open and {max_open} is the limit; try again later")
-        job_id, now = uuid.uuid4().hex, _now(connection)
-        if key is not None:
-            connection.execute(insert(idempotency).values(key=key, body_hash=body_hash, job_id=job_id))
-        connection.execute(
-            insert(jobs).values(
-                job_id=job_id, status="accepted", model=spec.model, slide_id=spec.slide_id, priority=spec.priority,
-                created=now, updated=now, spec=spec.to_json(),
-            )
-        )  # fmt: skip
-        connection.execute(insert(units), [_new_unit(job_id, "plan", "", 0, 0)])
-        return job_id
 
     def job(self, job_id: str) -> JobRow:
         """One job as it stands.
@@ -281,6 +266,26 @@ def _known_job(connection: Connection, key: str, body_hash: str) -> str | None:
     if row.body_hash != body_hash:
         raise JobConflict("this Idempotency-Key came before with another request body", field="Idempotency-Key")
     return row.job_id
+
+
+def _require_room(connection: Connection, max_open: int) -> None:
+    n_open = connection.scalar(select(func.count()).select_from(jobs).where(jobs.c.status.in_(OPEN)))
+    if n_open >= max_open:
+        raise QueueFull(f"{n_open} jobs are open and {max_open} is the limit; try again later")
+
+
+def _insert_job(connection: Connection, spec: JobSpec, job_id: str, key: str | None, body_hash: str) -> str:
+    now = _now(connection)
+    if key is not None:
+        connection.execute(insert(idempotency).values(key=key, body_hash=body_hash, job_id=job_id))
+    connection.execute(
+        insert(jobs).values(
+            job_id=job_id, status="accepted", model=spec.model, slide_id=spec.slide_id, priority=spec.priority,
+            created=now, updated=now, spec=spec.to_json(),
+        )
+    )  # fmt: skip
+    connection.execute(insert(units), [_new_unit(job_id, "plan", "", 0, 0)])
+    return job_id
 
 
 def _job_row(connection: Connection, row: Any, now: float) -> JobRow:

@@ -13,15 +13,17 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, and_, case, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from model.segmenter import SegmenterCard
 from worker.errors import JobDismissed, LeaseLost, SlideReasonError
 from worker.ledger_schema import database_now, jobs, leases, units, workers
 from worker.types import JobSpec, SlideInfo, TilePlan
+
+if TYPE_CHECKING:
+    from model.segmenter import SegmenterCard
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Work:
         isolated: run tile by tile, each recorded with `begin_tile` before it starts.
         quarantined: tiles that are not to be touched again.
         tiles_done, tiles_failed: the job's counts when the unit was claimed.
+        plan_token: the token under which the plan was committed.
     """
 
     job_id: str
@@ -63,6 +66,7 @@ class Work:
     quarantined: tuple[str, ...] = ()
     tiles_done: int = 0
     tiles_failed: int = 0
+    plan_token: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,18 @@ class BlockRow:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found: leases that had run out, and the units that can be claimed now, per model."""
+    """What a sweep found.
 
-    expired: int
+    Attributes:
+        expired: leases that had run out.
+        claimable: units that can be claimed now, per model.
+        unpublished: (job id, token) of committed finishes whose owner was lost before the job was closed, or is
+            publishing right now.
+    """
+
+    expired: int = 0
     claimable: Mapping[str, int] = field(default_factory=dict)
+    unpublished: Sequence[tuple[str, int]] = ()
 
 
 class UnitLedger:
@@ -102,7 +114,7 @@ class UnitLedger:
 
     # ---- claim, renew, commit ------------------------------------------------------------------------------------
 
-    def claim(self, worker_id: str, models: Sequence[str], card: SegmenterCard | None = None) -> Work | None:
+    def claim(self, worker_id: str, models: Sequence[str], card: "SegmenterCard | None" = None) -> Work | None:
         """Lease the best unit there is: highest priority, then oldest job, then the unit nearest the job's end.
 
         Args:
@@ -116,7 +128,7 @@ class UnitLedger:
         with self._writing() as connection:
             now = _now(connection)
             row = connection.execute(
-                select(units, jobs.c.spec, jobs.c.plan, jobs.c.slide, jobs.c.started)
+                select(units, *_JOB_COLUMNS)
                 .join(jobs, jobs.c.job_id == units.c.job_id)
                 .where(_claimable(now), jobs.c.model.in_(models))
                 .order_by(
@@ -144,10 +156,7 @@ class UnitLedger:
             if card is not None:
                 changes["card"] = asdict(card)
             connection.execute(update(jobs).where(jobs.c.job_id == row.job_id).values(**changes))
-            counts = connection.execute(
-                select(jobs.c.tiles_done, jobs.c.tiles_failed).where(jobs.c.job_id == row.job_id)
-            ).one()
-        return _work(row, token, counts.tiles_done, counts.tiles_failed)
+            return _work(connection, row, token)
 
     def renew(self, work: Work, tiles_done: int = 0, tiles_failed: int = 0) -> None:
         """Extend the lease and report progress.
@@ -227,7 +236,7 @@ class UnitLedger:
             return _settle(connection, work.job_id, now)
 
     def commit_finish(self, work: Work, result: dict[str, Any], message: str) -> None:
-        """Close the job as `successful`.
+        """Make this attempt the job's one result; the job closes with `close_job`, once it is published.
 
         Raises:
             LeaseLost: another owner has a newer token.
@@ -235,11 +244,18 @@ class UnitLedger:
         with self._writing() as connection:
             now = _lock_job(connection, work.job_id)
             self._change_mine(connection, work, state="done", summary={})
-            _count_tiles(connection, work.job_id, now)
+            values = {"result": result, "message": message, "updated": now}
+            connection.execute(update(jobs).where(jobs.c.job_id == work.job_id).values(**values))
+
+    def close_job(self, job_id: str) -> None:
+        """The finish of this job is published: it is `successful`. May be repeated by anyone."""
+        with self._writing() as connection:
+            now = _lock_job(connection, job_id)
+            finished = select(units.c.job_id).where(units.c.kind == "finish", units.c.state == "done")
             connection.execute(
                 update(jobs)
-                .where(jobs.c.job_id == work.job_id, jobs.c.status.in_(OPEN))
-                .values(status="successful", stopping=False, finished=now, message=message, result=result)
+                .where(jobs.c.job_id == job_id, jobs.c.status.in_(OPEN), jobs.c.job_id.in_(finished))
+                .values(status="successful", stopping=False, finished=now, updated=now)
             )
 
     # ---- what goes wrong -----------------------------------------------------------------------------------------
@@ -298,7 +314,7 @@ class UnitLedger:
                 now = _lock_job(connection, job_id)
                 expired += _return_expired(connection, job_id, now)
                 _settle(connection, job_id, now)
-        return Sweep(expired, self.claimable())
+        return Sweep(expired, self.claimable(), self._unpublished())
 
     def claimable(self) -> dict[str, int]:
         """How many units wait to be claimed, per model."""
@@ -310,6 +326,13 @@ class UnitLedger:
                 .group_by(jobs.c.model)
             )
             return {model: count for model, count in rows}
+
+    def _unpublished(self) -> list[tuple[str, int]]:
+        finished = and_(units.c.kind == "finish", units.c.state == "done", jobs.c.status.in_(OPEN))
+        with self._reading() as connection:
+            joined = units.join(jobs, jobs.c.job_id == units.c.job_id)
+            rows = connection.execute(select(units.c.job_id, units.c.token).select_from(joined).where(finished))
+            return [(row.job_id, row.token) for row in rows]
 
     def leased(self) -> int:
         """How many units are owned by a worker."""
@@ -326,7 +349,7 @@ class UnitLedger:
 
     # ---- workers -------------------------------------------------------------------------------------------------
 
-    def heartbeat(self, worker_id: str, card: SegmenterCard, models: Sequence[str]) -> None:
+    def heartbeat(self, worker_id: str, card: "SegmenterCard", models: Sequence[str]) -> None:
         """Say that a worker lives, and what it serves."""
         with self._writing() as connection:
             values = {"heard": _now(connection), "card": asdict(card), "models": list(models)}
@@ -366,6 +389,16 @@ class UnitLedger:
             )
 
 
+_JOB_COLUMNS = (
+    jobs.c.spec,
+    jobs.c.plan,
+    jobs.c.slide,
+    jobs.c.started,
+    jobs.c.tiles_done.label("job_tiles_done"),
+    jobs.c.tiles_failed.label("job_tiles_failed"),
+)
+
+
 def _now(connection: Connection) -> float:
     return connection.scalar(select(database_now()))
 
@@ -395,7 +428,11 @@ def _new_unit(job_id: str, kind: str, key: str, tiles: int, position: int, state
     return {"job_id": job_id, "kind": kind, "key": key, "tiles": tiles, "position": position, "state": state}
 
 
-def _work(row: Any, token: int, tiles_done: int, tiles_failed: int) -> Work:
+def _work(connection: Connection, row: Any, token: int) -> Work:
+    planned = select(units.c.token).where(_unit(row.job_id, "plan", ""))
+    # A tile that took two workers with it in one block is not tried in the next.
+    isolated = select(units.c.deaths).where(units.c.job_id == row.job_id, units.c.isolated)
+    deaths = [item for found in connection.scalars(isolated) for item in found.items()]
     return Work(
         job_id=row.job_id,
         kind=row.kind,
@@ -405,9 +442,10 @@ def _work(row: Any, token: int, tiles_done: int, tiles_failed: int) -> Work:
         plan=TilePlan.from_json(row.plan) if row.plan else None,
         slide=_slide_info(row.slide) if row.slide else None,
         isolated=row.isolated,
-        quarantined=tuple(sorted(key for key, deaths in row.deaths.items() if deaths >= DEATHS_OF_A_TILE)),
-        tiles_done=tiles_done,
-        tiles_failed=tiles_failed,
+        quarantined=tuple(sorted({key for key, times in deaths if times >= DEATHS_OF_A_TILE})),
+        tiles_done=row.job_tiles_done,
+        tiles_failed=row.job_tiles_failed,
+        plan_token=connection.scalar(planned),
     )
 
 

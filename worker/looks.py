@@ -1,0 +1,155 @@
+"""Looks: what the model answered about each tile of a block, first and second time.
+
+Pictures come in, answers go out; where pictures come from and where answers go is the pipeline's business.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.segmenter import TileAnswer
+from worker.engine import Engine, TileRequest
+from worker.errors import SlideReasonError, TileFailed
+from worker.types import Tile
+
+Picture = tuple[Tile, np.ndarray | TileFailed]
+"""A tile with its pixels (T, T, 3) uint8, or with the reason why it has none."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at one tile for one query brought.
+
+    Attributes:
+        tile, query_index: where and for what.
+        text: the model's words.
+        probability: (T, T) float16; None when the tile stayed silent or failed.
+        emitted, p_seg, confidence: how sure the model was.
+        second: True when a mask was asked for.
+        error: why there is no answer.
+    """
+
+    tile: Tile
+    query_index: int
+    text: str = ""
+    probability: np.ndarray | None = None
+    emitted: bool = False
+    p_seg: float = 0.0
+    confidence: float = 0.0
+    second: bool = False
+    error: str | None = None
+
+
+Looks = dict[tuple[int, str], Look]
+"""Looks by (query index, tile key)."""
+
+
+def take_looks(
+    pictures: Iterable[Picture],
+    questions: Callable[[Tile], Sequence[int]],
+    queries: Sequence[str],
+    ask: "Asker",
+) -> Iterator[Look]:
+    """Ask the engine about each picture, many at once, and yield what it says in the pictures' order.
+
+    Args:
+        pictures: tiles with their pixels, read ahead by the caller.
+        questions: which query indices to ask of a tile.
+        queries: the job's queries.
+        ask: how to ask.
+
+    Yields:
+        One look per tile and question.
+
+    Raises:
+        JobDismissed, LeaseLost: seen between tiles.
+    """
+    waiting: deque[tuple[Tile, int, Future | TileFailed]] = deque()
+    for tile, picture in pictures:
+        ask.check()
+        for index in questions(tile):
+            waiting.append((tile, index, ask.submit(tile, picture, queries[index])))
+        # Alone, a tile must be answered before the next one is read, so that its death is its own.
+        while waiting and (ask.alone or len(waiting) > ask.ahead or _ready(waiting[0][2])):
+            yield ask.receive(*waiting.popleft())
+    while waiting:
+        ask.check()
+        yield ask.receive(*waiting.popleft())
+
+
+@dataclass(frozen=True)
+class Asker:
+    """How a block asks the engine.
+
+    Attributes:
+        engine: answers.
+        mpp: µm/px of the tiles.
+        to_probability: turns an answer into one (T, T) map, or None when it is silent.
+        check: raises when the work is to stop.
+        cancelled: the same as a question, for the engine.
+        forced: True for second looks.
+        alone: one tile at a time.
+        ahead: answers waited for at once.
+    """
+
+    engine: Engine
+    mpp: float
+    to_probability: Callable[[TileAnswer], np.ndarray | None]
+    check: Callable[[], None]
+    cancelled: Callable[[], bool]
+    forced: bool = False
+    alone: bool = False
+    ahead: int = 64
+
+    def submit(self, tile: Tile, picture: np.ndarray | TileFailed, query: str) -> "Future[TileAnswer] | TileFailed":
+        """Put a question to the engine; a tile without pixels is not asked."""
+        if isinstance(picture, TileFailed):
+            return picture
+        return self.engine.submit(TileRequest(picture, self.mpp, query, self.forced, self.cancelled))
+
+    def receive(self, tile: Tile, query_index: int, answer: "Future[TileAnswer] | TileFailed") -> Look:
+        """Wait for an answer.
+
+        Raises:
+            JobDismissed: the work is to stop.
+        """
+        if isinstance(answer, TileFailed):
+            return Look(tile, query_index, error=str(answer), second=self.forced)
+        try:
+            said = answer.result()
+        except TileFailed as error:
+            return Look(tile, query_index, error=str(error), second=self.forced)
+        except SlideReasonError:
+            self.check()
+            raise
+        probability = self.to_probability(said)
+        return Look(
+            tile=tile,
+            query_index=query_index,
+            text=said.text,
+            probability=None if probability is None else probability.astype(np.float16),
+            emitted=said.emitted,
+            p_seg=float(said.p_seg),
+            confidence=float(np.max(said.confidence)) if len(said.confidence) else float(said.p_seg),
+            second=self.forced,
+        )
+
+
+def silent_tiles(tiles: Sequence[Tile], looks: Looks, query_index: int) -> list[Tile]:
+    """The tiles that were looked at for a query and said nothing is there."""
+    found = (looks.get((query_index, tile.key)) for tile in tiles)
+    return [look.tile for look in found if look is not None and look.error is None and look.probability is None]
+
+
+def probabilities(looks: Looks, query_index: int) -> Mapping[str, np.ndarray | None]:
+    """Probability (or None: silent) by tile key, of every tile that was looked at without failing."""
+    return {
+        key: look.probability for (index, key), look in looks.items() if index == query_index and look.error is None
+    }
+
+
+def _ready(answer: Future | TileFailed) -> bool:
+    return isinstance(answer, TileFailed) or answer.done()

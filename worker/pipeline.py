@@ -1,0 +1,313 @@
+"""The whole walk: plan a slide, segment its blocks, finish the job. The only room that calls the stages.
+
+    plan_job       slide, tissue, tiles -> blocks; the overlay's metadata and the RGB reference
+    segment_block  read -> ask -> second looks -> blend -> probability shards and tile records; the hot loop
+    finish_job     labels, pyramids, regions, reports
+
+Each works in an attempt folder of its own that its caller publishes once the ledger has committed it, so each may run
+twice, at once, or half.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from model.segmenter import SegmenterCard
+from worker import labels, regions, report
+from worker.attempts import attempt_folder, publish, read_records, write_records, write_summary
+from worker.batches import read_tiles
+from worker.blend import BlockBlend, needs_second_look, tile_probability
+from worker.components import component_shares, local_components
+from worker.engine import Engine
+from worker.errors import BadRequest, CoverageTooLow, TileFailed
+from worker.exports.geojson import write_geojson
+from worker.ledger_units import BlockRow, Work
+from worker.looks import Asker, Look, Looks, Picture, probabilities, silent_tiles, take_looks
+from worker.overlay import create_overlay, write_block, write_reference
+from worker.plan import block_of, plan_tiles
+from worker.slide_process import call_in_child, inspect_slide, read_thumbnail
+from worker.slides import Slide, open_slide
+from worker.tissue import find_tissue
+from worker.types import Block, JobSpec, Region, SlideInfo, Tile, TilePlan, TileRecord
+
+THUMBNAIL_PX = 2048
+REFERENCE_TIMEOUT_S = 900.0
+QUARANTINED = "quarantined: two workers were lost while it was in flight"
+
+
+class Watch(Protocol):
+    """What a unit of work tells its owner while it runs."""
+
+    def check(self) -> None:
+        """Raise JobDismissed or LeaseLost when the work is to stop."""
+
+    def cancelled(self) -> bool:
+        """The same as a question."""
+
+    def begin_tile(self, key: str | None) -> None:
+        """An isolated block is about to run this tile."""
+
+    def tile_done(self, failed: bool) -> None:
+        """A tile that the block owns is through."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A planned job: the plan, the slide, and the number of tiles each block owns, in running order."""
+
+    plan: TilePlan
+    info: SlideInfo
+    tiles_of: dict[str, int]
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """A segmented block: counts of the tiles it owns, and its summary."""
+
+    tiles_done: int
+    tiles_failed: int
+    summary: dict[str, Any]
+
+
+def plan_job(job_root: Path, work: Work, card: SegmenterCard, watch: Watch) -> Planned:
+    """Inspect the slide, cut it into tiles and blocks, and lay out the overlay.
+
+    Args:
+        job_root: the job's folder; written to `attempts/plan/{token}` only.
+        work: the plan unit.
+        card: the segmenter's tile size and mpp.
+        watch: told nothing but asked whether to stop.
+
+    Raises:
+        SlideNotFound, SlideUnreadable, MppUnknown, BadRequest: the job cannot be done as asked.
+    """
+    spec = work.spec
+    if spec.tile_size_px not in (None, card.tile_size_px):
+        raise BadRequest(f"tile_size_px must be {card.tile_size_px}, the size {card.name} takes", field="tile_size_px")
+    info = inspect_slide(spec.slide_path, spec.mpp_override)
+    tissue = find_tissue(read_thumbnail(spec.slide_path, THUMBNAIL_PX)) if spec.tissue == "auto" else None
+    plan = plan_tiles(info, spec, tissue, card.tile_size_px, card.default_mpp)
+    watch.check()
+    overlay = attempt_folder(job_root, "plan", work.token) / "overlay.zarr"
+    create_overlay(overlay, plan, info, spec.queries)
+    call_in_child(write_reference_of, overlay, plan, info, spec, timeout_s=REFERENCE_TIMEOUT_S)
+    return Planned(plan, info, {key: len(block_of(plan, key).owned) for key in plan.block_keys})
+
+
+def write_reference_of(overlay: Path, plan: TilePlan, info: SlideInfo, spec: JobSpec) -> None:
+    """Write the RGB reference pyramid; runs in a child, because it decodes the whole slide."""
+    with open_slide(spec.slide_path, spec.mpp_override) as slide:
+        write_reference(overlay, plan, info, slide)
+
+
+def segment_block(job_root: Path, work: Work, engine: Engine, watch: Watch) -> BlockResult:
+    """Segment one block.
+
+    Args:
+        job_root: the job's folder; written to `attempts/{block}/{token}` only.
+        work: the block; isolated, its tiles run one by one, each recorded before it starts.
+        engine: answers.
+        watch: told of each owned tile, asked between tiles whether to stop.
+
+    Raises:
+        JobDismissed, LeaseLost: the work is to stop.
+        SlideReasonError: the slide is gone or no longer opens.
+    """
+    spec, plan = work.spec, work.plan
+    publish_committed(job_root, "plan", work.plan_token)
+    block = block_of(plan, work.key)
+    with open_slide(spec.slide_path, spec.mpp_override) as slide:
+        looks = first_looks(slide, block, work, engine, watch)
+        if spec.second_look:
+            looks |= second_looks(slide, block, work, engine, watch, looks)
+    watch.begin_tile(None)
+    folder = attempt_folder(job_root, work.key, work.token)
+    records = []
+    for index in range(len(spec.queries)):
+        blend = BlockBlend(block, plan.tile_px, spec.threshold)
+        mine = [looks[index, tile.key] for tile in block.tiles + block.halo]
+        for look in mine:
+            if look.error is None:
+                blend.add(look.tile, look.probability)
+        probability = blend.result()
+        write_block(job_root, folder, plan, block, index, probability)
+        components, _ = local_components(probability, spec.threshold)
+        records += tile_records(mine[: len(block.tiles)], block, blend, components)
+    return close_block(folder, block, records)
+
+
+def first_looks(slide: Slide, block: Block, work: Work, engine: Engine, watch: Watch) -> Looks:
+    """Ask every query of every tile of the block and its halo."""
+    looks: Looks = {}
+    everything = range(len(work.spec.queries))
+    last = everything[-1]
+    pictures = read_pictures(slide, block.tiles + block.halo, work, watch)
+    for look in take_looks(pictures, lambda _: everything, work.spec.queries, asker(work, engine, watch)):
+        looks[look.query_index, look.tile.key] = look
+        if look.query_index == last and look.tile.key in block.owned:
+            watch.tile_done(any(looks[index, look.tile.key].error is not None for index in everything))
+    return looks
+
+
+def second_looks(slide: Slide, block: Block, work: Work, engine: Engine, watch: Watch, first: Looks) -> Looks:
+    """Ask silent tiles again, a mask forced, where a neighbour's mask crosses into them.
+
+    Only first looks are evidence, so every block comes to the same answer about a tile.
+    """
+    asked: dict[str, list[int]] = {}
+    for index in range(len(work.spec.queries)):
+        known = probabilities(first, index)
+        if any(probability is not None for probability in known.values()):
+            for tile in silent_tiles(block.tiles, first, index):
+                if needs_second_look(tile, known, work.plan.stride_px, work.spec.threshold):
+                    asked.setdefault(tile.key, []).append(index)
+    again = [tile for tile in block.tiles if tile.key in asked]
+    pictures = read_pictures(slide, again, work, watch)
+    forced = asker(work, engine, watch, forced=True)
+    looks = take_looks(pictures, lambda tile: asked[tile.key], work.spec.queries, forced)
+    # A second look that failed leaves the first one's word.
+    return {(look.query_index, look.tile.key): look for look in looks if look.error is None}
+
+
+def asker(work: Work, engine: Engine, watch: Watch, forced: bool = False) -> Asker:
+    """How this unit asks the engine."""
+    return Asker(engine, work.plan.mpp, tile_probability, watch.check, watch.cancelled, forced, alone=work.isolated)
+
+
+def read_pictures(slide: Slide, tiles: Iterable[Tile], work: Work, watch: Watch) -> Iterator[Picture]:
+    """Pixels of each tile, ahead of the consumer; one by one and recorded first when the block is isolated."""
+    if not work.isolated and not work.quarantined:
+        yield from read_tiles(slide, work.plan, tiles)
+        return
+    for tile in tiles:
+        if tile.key in work.quarantined:
+            yield tile, TileFailed(f"tile {tile.key} is {QUARANTINED}", subject=tile.key)
+            continue
+        if work.isolated:
+            watch.begin_tile(tile.key)
+        yield from read_tiles(slide, work.plan, [tile], threads=1, ahead=1)
+
+
+def tile_records(looks: Iterable[Look], block: Block, blend: BlockBlend, components: np.ndarray) -> list[TileRecord]:
+    """What is remembered of a block's tiles for one query: all it owns, and the others that made a component."""
+    records = []
+    for look in looks:
+        tile, owned, shares = look.tile, look.tile.key in block.owned, {}
+        if look.error is None:
+            shares = component_shares(components, block, tile, look.probability, look.confidence)
+        if owned or shares:
+            records.append(
+                TileRecord(
+                    key=tile.key, query_index=look.query_index, x_px=tile.x_px, y_px=tile.y_px, size_px=tile.size_px,
+                    text=look.text, emitted=look.emitted, p_seg=look.p_seg, confidence=look.confidence,
+                    second_look=look.second, agreement=blend.agreement(tile) if look.error is None else None,
+                    shares=shares, error=look.error, owned=owned,
+                )
+            )  # fmt: skip
+    return records
+
+
+def close_block(folder: Path, block: Block, records: list[TileRecord]) -> BlockResult:
+    """Write a block's records and summary, and count its tiles."""
+    owned = [record for record in records if record.owned]
+    failed = {record.key for record in owned if record.error is not None}
+    summary = {
+        "tiles": len(block.owned),
+        "failed": len(failed),
+        "emitted": dict(Counter(str(record.query_index) for record in owned if record.emitted)),
+        "second_looks": sum(record.second_look for record in owned),
+    }
+    write_records(folder, block.key, records)
+    write_summary(folder, block.key, summary)
+    return BlockResult(len(block.owned) - len(failed), len(failed), summary)
+
+
+def finish_job(job_root: Path, work: Work, blocks: list[BlockRow], card: SegmenterCard, watch: Watch) -> dict[str, Any]:
+    """Unite the blocks into labels, regions and reports.
+
+    Args:
+        job_root: the job's folder; written to `attempts/finish/{token}`, after publishing every committed block.
+        work: the finish unit.
+        blocks: the job's blocks as the ledger has them.
+        card: the segmenter that did it.
+        watch: asked between steps whether to stop.
+
+    Returns:
+        The job's result: `answer`, number of `regions`, `failed_tiles`, `coverage`.
+
+    Raises:
+        CoverageTooLow: fewer tiles were looked at than the job's `min_coverage`.
+    """
+    spec, plan, info = work.spec, work.plan, work.slide
+    coverage = require_coverage(work)
+    publish_committed(job_root, "plan", work.plan_token)
+    for block in blocks:
+        if block.state == "done":
+            publish_committed(job_root, block.key, block.token)
+    folder = attempt_folder(job_root, "finish", work.token)
+    labels.build_labels(job_root, folder, plan, spec)
+    watch.check()
+
+    def records() -> Iterable[TileRecord]:
+        return chain(read_records(job_root, plan), lost_records(plan, spec, blocks))
+
+    light: list[Region] = []
+    found = regions.iter_regions(job_root, folder, plan, info, work.job_id, spec, records())
+    write_geojson(folder / "regions.geojson", keep_light(found, light, watch.check), spec, work.job_id, info)
+    labels.write_properties(job_root, folder, plan, spec, light)
+    body = report.build_report(work.job_id, spec, plan, info, light, records(), asdict(card))
+    report.write_report_json(folder / "report.json", body)
+    with open_slide(spec.slide_path, spec.mpp_override) as slide:
+        report.write_report_html(folder / "report.html", body, folder / "overlay.zarr", slide)
+    return {
+        "answer": body["answer"],
+        "regions": len(light),
+        "coverage": coverage,
+        "failed_tiles": work.tiles_failed,
+    }
+
+
+def require_coverage(work: Work) -> float:
+    """The share of the wanted tiles that was looked at; 1 when none was wanted."""
+    coverage = work.tiles_done / work.plan.n_tiles if work.plan.n_tiles else 1.0
+    if coverage < work.spec.min_coverage:
+        raise CoverageTooLow(
+            f"{work.tiles_failed} of {work.plan.n_tiles} tiles failed: coverage {coverage:.0%} is below "
+            f"min_coverage {work.spec.min_coverage:.0%}",
+            field="min_coverage",
+            subject=work.job_id,
+        )
+    return coverage
+
+
+def keep_light(found: Iterable[Region], light: list[Region], check: Callable[[], None]) -> Iterator[Region]:
+    """Pass regions on with their polygons, and keep them without: memory stays flat however many there are."""
+    for region in found:
+        check()
+        light.append(regions.without_polygon(region))
+        yield region
+
+
+def lost_records(plan: TilePlan, spec: JobSpec, blocks: list[BlockRow]) -> Iterator[TileRecord]:
+    """Records of the tiles of blocks that were given up, so that the report names them."""
+    for row in blocks:
+        if row.state != "failed":
+            continue
+        block = block_of(plan, row.key)
+        for tile in block.tiles:
+            for index in range(len(spec.queries)) if tile.key in block.owned else ():
+                yield TileRecord(tile.key, index, tile.x_px, tile.y_px, tile.size_px, error=row.error or "block failed")
+
+
+def publish_committed(job_root: Path, unit: str, token: int) -> None:
+    """Publish a committed attempt. Another publisher at work removes its folder under us: then look once more."""
+    with suppress(FileNotFoundError):
+        publish(job_root, unit, token)
+        return
+    publish(job_root, unit, token)
