@@ -8,8 +8,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
+from service.schemas import JobRequest, SlideRequest
 from worker import errors
 
 log = logging.getLogger("slidereason.service")
@@ -44,6 +47,10 @@ CODES = {
     500: "internal",
     503: "not-ready",
 }
+
+
+# path → body that a POST there takes, to say which fields there are
+BODIES: dict[str, type[BaseModel]] = {"/v1/jobs": JobRequest, "/v1/slides": SlideRequest}
 
 
 class Problem(Exception):
@@ -120,10 +127,22 @@ async def _answer_http(request: Request, error: HTTPException) -> JSONResponse:
     }
     headers = dict(error.headers or {})
     if error.status_code == 405:
-        details[405] = f"{request.method} is not accepted here; accepted: {headers.get('Allow', 'see /docs')}"
+        headers["Allow"] = ", ".join(allowed_methods(request))
+        details[405] = f"{request.method} is not accepted here; accepted: {headers['Allow']}"
     code = CODES.get(error.status_code, "error")
     detail = details.get(error.status_code, str(error.detail))
     return problem_response(Problem(error.status_code, code, detail, headers=headers))
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """Methods of every route at this address (the framework names those of the first one only)."""
+    methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+    return [name for name in methods if _has_route(request, name)]
+
+
+def _has_route(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
 
 
 async def _answer_validation(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -132,7 +151,7 @@ async def _answer_validation(request: Request, error: RequestValidationError) ->
     for item in error.errors():
         if item["type"] == "json_invalid":
             return problem_response(Problem(400, "malformed-json", "the body is not valid JSON; send a JSON object"))
-        found.append({"field": field_name(item["loc"]), "detail": accepted(item)})
+        found.append({"field": field_name(item["loc"]), "detail": accepted(item, BODIES.get(request.url.path))})
     first = found[0] if found else {"field": None, "detail": "the request is not accepted"}
     detail = "; ".join(f"{entry['field']}: {entry['detail']}" for entry in found[:5]) or first["detail"]
     return problem_response(Problem(422, "bad-request", detail, field=first["field"], errors=found))
@@ -147,10 +166,11 @@ def field_name(location: tuple) -> str:
     return name or "body"
 
 
-def accepted(item: Mapping[str, Any]) -> str:
-    """What pydantic found wrong, in the form `… is accepted`."""
+def accepted(item: Mapping[str, Any], body: type[BaseModel] | None = None) -> str:
+    """What pydantic found wrong, and what the body would accept."""
     if item["type"] == "extra_forbidden":
-        return "unknown field; the fields of this request are listed in /openapi.json"
+        names = ", ".join(body.model_fields) if body else "see /openapi.json"
+        return f"unknown field; accepted: {names}"
     if item["type"] == "missing":
         return "required"
     message = str(item["msg"]).removeprefix("Value error, ")

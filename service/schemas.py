@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Status = Literal["accepted", "running", "successful", "failed", "dismissed"]
 
@@ -74,14 +74,6 @@ class JobRequest(Request):
         if len(set(value)) < len(value):
             raise ValueError("the same query stands there twice; give each query once")
         return value
-
-    @model_validator(mode="after")
-    def _one_of_each(self) -> "JobRequest":
-        if (self.query is None) == (self.queries is None):
-            raise ValueError("give either `query` (one question) or `queries` (a list), exactly one of them")
-        if self.mpp is not None and self.magnification is not None:
-            raise ValueError("give either `mpp` or `magnification`, not both")
-        return self
 
     @property
     def questions(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ def make_spec(rooms: Rooms, wanted: JobRequest) -> JobSpec:
         SlideNotFound, SlideForbidden, SlideUnreadable, MppUnknown: the slide cannot be used (as it is asked for).
         BadRequest, TooLarge: a field's value or a limit; `field` names it.
     """
+    _check_choices(wanted)
     _check_queries(rooms, wanted)
     model = wanted.model or rooms.settings.model
     if model not in (known := names(rooms)):
@@ -44,6 +45,13 @@ def make_spec(rooms: Rooms, wanted: JobRequest) -> JobSpec:
     )
 
 
+def _check_choices(wanted: JobRequest) -> None:
+    if (wanted.query is None) == (wanted.queries is None):
+        raise BadRequest("give either `query` (one question) or `queries` (a list), exactly one of them", field="query")
+    if wanted.mpp is not None and wanted.magnification is not None:
+        raise BadRequest("give either `mpp` or `magnification`, not both", field="magnification")
+
+
 def _check_queries(rooms: Rooms, wanted: JobRequest) -> None:
     most, longest = rooms.settings.max_queries, rooms.settings.max_query_chars
     if len(wanted.questions) > most:
@@ -69,6 +77,8 @@ def _check_roi(info: SlideInfo, roi: tuple[Ring, ...]) -> None:
 def _check_size(rooms: Rooms, wanted: JobRequest, info: SlideInfo, model: str) -> None:
     """Refuse a resolution so fine that the job would never end; the grid is counted before tissue and roi thin it."""
     card = next((card for card in models(rooms) if model in card.names), None)
+    if card and wanted.tile_size_px not in (None, card.tile_size_px):
+        raise BadRequest(f"{card.name} takes tiles of {card.tile_size_px} px only", field="tile_size_px")
     mpp = wanted.resolution_mpp or (card.default_mpp if card else 1.0)
     tile_px = wanted.tile_size_px or (card.tile_size_px if card else 256)
     stride_um = max(tile_px * (1 - wanted.overlap), 1) * mpp

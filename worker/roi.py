@@ -40,7 +40,7 @@ def parse_roi(value: Any, max_vertices: int = 10_000) -> tuple[Ring, ...]:
     pieces: list[Polygon] = []
     budget = max_vertices
     for number, rings in enumerate(_polygons_in(value)):
-        budget -= sum(len(ring) for ring in rings if isinstance(ring, list))
+        budget -= sum(len(ring) for ring in rings if isinstance(ring, list)) if isinstance(rings, list) else 0
         if budget < 0 or number >= MAX_FEATURES:
             raise TooLarge(
                 f"the roi has more than {max_vertices} vertices; simplify it, up to {max_vertices} are accepted",

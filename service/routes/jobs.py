@@ -28,6 +28,13 @@ IdempotencyKey = Annotated[
     ),
 ]
 JobId = Annotated[str, Path(max_length=100)]
+MESSAGES = {
+    "accepted": "waiting for a worker",
+    "running": "looking at tiles",
+    "successful": "done",
+    "failed": "failed",
+    "dismissed": "dismissed",
+}
 REFUSALS = {
     403: "The slide lies outside the slide folders",
     404: "No such slide",
@@ -109,7 +116,7 @@ def status_document(job: JobRow) -> JobStatus:
     return JobStatus(
         jobID=job.job_id,
         status=job.status,
-        message=job.message,
+        message=job.message or MESSAGES[job.status],
         created=job.created,
         started=job.started,
         finished=job.finished,
