@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 NGFF_VERSION = "0.5"
 REFERENCE_MAX_PX = 4096
-MAX_SOURCE_PX = 4096
-"""Edge of what is read from the slide at once for the reference pyramid, in pixels of the level it is read from."""
+REFERENCE_SOURCE_PX = 2**30
+"""Source pixels that the reference may cost; beyond it is sampled."""
 
 CODEC = ZstdCodec(level=1, checksum=False)
 
@@ -82,8 +83,10 @@ def label_attributes(
     """
     rgba = [*query_color(query_index), 255]
     image_label: dict[str, Any] = {"version": NGFF_VERSION, "source": {"image": "../../"}}
+    # The schema wants at least one colour, and colours and properties of the same labels.
+    labels = [entry["label-value"] for entry in properties] or [1]
+    image_label["colors"] = [{"label-value": label, "rgba": rgba} for label in labels]
     if properties:
-        image_label["colors"] = [{"label-value": entry["label-value"], "rgba": rgba} for entry in properties]
         image_label["properties"] = [dict(entry) for entry in properties]
     ome = _multiscales(plan, levels_of(plan), query, "mode", False)
     return {"ome": {**ome, "image-label": image_label}}
@@ -123,9 +126,10 @@ def _multiscales(plan: TilePlan, levels: Sequence[Level], name: str, kind: str, 
         datasets.append({"path": str(level.index), "coordinateTransformations": transformations})
     if channels:
         axes.insert(0, {"name": "c", "type": "channel"})
+    method = {"description": f"each level is the {kind} of 2x2 pixels of the finer one"}
     return {
         "version": NGFF_VERSION,
-        "multiscales": [{"name": name, "axes": axes, "datasets": datasets, "type": kind}],
+        "multiscales": [{"name": name, "axes": axes, "datasets": datasets, "type": kind, "metadata": method}],
     }
 
 
@@ -157,7 +161,7 @@ def write_reference(root: Path, plan: TilePlan, info: SlideInfo, slide: "Slide")
         root: an overlay made by `create_overlay`.
         plan: size and resolution.
         info: the slide's levels.
-        slide: the open slide; read piece by piece at the finest level written, the others follow by means.
+        slide: the open slide; read at the finest level written, the others follow by means.
     """
     image = None
     for level in levels_of(plan):
@@ -168,18 +172,19 @@ def write_reference(root: Path, plan: TilePlan, info: SlideInfo, slide: "Slide")
 
 
 def _read_reference(slide: "Slide", plan: TilePlan, info: SlideInfo, level: Level) -> np.ndarray:
-    """The whole slide at one level, (h, w, 3) uint8, read in pieces whose source is bounded."""
+    """The whole slide at one level, (h, w, 3) uint8.
+
+    A huge slide without a pyramid would have to be decoded as a whole: there the reference is its sampled thumbnail.
+    """
     factor_x, factor_y = plan.scale_x * 2**level.index, plan.scale_y * 2**level.index
-    finer = max((factor for factor in info.level_downsamples if factor <= max(factor_x, factor_y)), default=1.0)
-    piece_px = int(np.clip(MAX_SOURCE_PX * finer / max(factor_x, factor_y), 32, CHUNK_PX))
-    image = np.empty((level.height_px, level.width_px, 3), np.uint8)
-    for top in range(0, level.height_px, piece_px):
-        for left in range(0, level.width_px, piece_px):
-            height, width = min(piece_px, level.height_px - top), min(piece_px, level.width_px - left)
-            image[top : top + height, left : left + width] = slide.read_px0(
-                left * factor_x, top * factor_y, width * factor_x, height * factor_y, width, height
-            )
-    return image
+    factors = zip(info.level_downsamples, info.level_dimensions, strict=True)
+    sizes = [size for factor, size in factors if factor <= max(1.0, min(factor_x, factor_y))]
+    source_px = min((width * height for width, height in sizes), default=info.width_px0 * info.height_px0)
+    if source_px > REFERENCE_SOURCE_PX:
+        image = slide.thumbnail(max(level.height_px, level.width_px))
+        return cv2.resize(image, (level.width_px, level.height_px), interpolation=cv2.INTER_AREA)
+    width_px0, height_px0 = level.width_px * factor_x, level.height_px * factor_y
+    return slide.read_px0(0, 0, width_px0, height_px0, level.width_px, level.height_px)
 
 
 def write_block(

@@ -39,7 +39,8 @@ def levels_of(plan: TilePlan) -> tuple[Level, ...]:
 
     Returns:
         Levels down to the first whose long side is at most one chunk. The shard edge is the block's at level 0 and
-        halved per level while it stays a multiple of the chunk; coarser levels have shards of one chunk, built by finish.
+        halved per level while it stays a multiple of the chunk; coarser levels have shards of one chunk, built by
+        finish.
     """
     levels = []
     height_px, width_px, shard_px, owned = plan.height_px, plan.width_px, plan.block_px, True
