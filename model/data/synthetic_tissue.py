@@ -47,10 +47,11 @@ def paint_tissue(
         for polygon in structure.polygons:
             cv2.fillPoly(labels, [frame.fixed(polygon)], LABEL[structure.kind], cv2.LINE_8, SHIFT)
     dye = style.base[labels]
-    _paint_stroma(dye, labels, frame, style)
-    _paint_tumour(dye, labels, frame, style)
-    _paint_lymphocytes(dye, labels, frame, style)
-    _paint_necrosis(dye, labels, frame, style)
+    for kind, paint in SHEETS.items():
+        if (labels == LABEL[kind]).any():
+            untouched = dye.copy()
+            paint(dye, labels, frame, style)
+            cv2.copyTo(untouched, (labels != LABEL[kind]).view(np.uint8), dye)
     for structure in structures:
         if structure.kind in PAINT:
             _paint_within(dye, labels, frame, structure, style)
@@ -131,8 +132,6 @@ def _wobble(noise: np.ndarray, amount: float, k: int = 9) -> np.ndarray:
 def _paint_stroma(dye: np.ndarray, labels: np.ndarray, frame: Frame, style: Style) -> None:
     """Wavy collagen with clefts, spindle nuclei along it, a few round cells."""
     stroma = labels == LABEL["stroma"]
-    if not stroma.any():
-        return
     along, across = fibre_coordinates(*_coarse_grid(frame), style)
     strands = cv2.remap(
         fibre_texture(style.seed & 0xFFFF),
@@ -222,6 +221,15 @@ def _paint_necrosis(dye: np.ndarray, labels: np.ndarray, frame: Frame, style: St
     size_um = 0.6 + 1.2 * noise[:, 1] ** 2
     colour = np.stack([style.nucleus * (0.6 + 0.7 * noise[:, 2]), 60 + 50 * noise[:, 3], np.full(n, 120)], axis=1)
     draw_cells(dye, frame, points, size_um * 1.3, size_um, 6.3 * noise[:, 4], colour, k=6)
+
+
+SHEETS = {
+    "stroma": _paint_stroma,
+    "tumour_nest": _paint_tumour,
+    "lymphocytes": _paint_lymphocytes,
+    "necrosis": _paint_necrosis,
+}
+"""Kind → painter(dye, labels, frame, style) of what fills all ground of that kind."""
 
 
 def _roughen(dye: np.ndarray, frame: Frame, style: Style) -> np.ndarray:
