@@ -1,0 +1,126 @@
+"""What a benchmark leaves: every repetition, the median with its spread, and everything needed to run it again."""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One quantity, measured some times.
+
+    Attributes:
+        name: what was measured.
+        unit: e.g. `tiles/s`.
+        values: every repetition, in order.
+        notes: further numbers that belong to it.
+    """
+
+    name: str
+    unit: str
+    values: tuple[float, ...]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """With median, least and most."""
+        return {
+            **asdict(self), "median": statistics.median(self.values), "min": min(self.values), "max": max(self.values),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a benchmark is given.
+
+    Attributes:
+        seed: of everything random.
+        repeats: repetitions of each measurement.
+        work: an empty folder for what it makes.
+        model: name of the segmenter.
+        quick: as little as shows that it works.
+    """
+
+    seed: int
+    repeats: int
+    work: Path
+    model: str
+    quick: bool
+
+
+def timed(work: Callable[[], Any], repeats: int) -> tuple[float, ...]:
+    """Seconds of each of `repeats` calls."""
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return tuple(seconds)
+
+
+def peak_memory_mb() -> float:
+    """Most memory this process ever held, in MB (Linux counts in kB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran, without naming the machine."""
+    names = ("torch", "transformers", "numpy", "zarr", "openslide-python")
+    return {
+        "cpu": _cpu_model(),
+        "cpus_usable": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in names},
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _commit() -> str:
+    """Short hash of the working tree's commit, with `+` when files differ from it."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+def write_result(
+    name: str, measurements: Sequence[Measurement], data: str, bench: Bench, folder: Path = RESULTS
+) -> Path:
+    """Write `NAME.json` and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    result = {
+        "benchmark": name,
+        "command": ["python", "-m", "benchmarks.run", *sys.argv[1:]],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "seed": bench.seed,
+        "model": bench.model,
+        "data": data,
+        "machine": machine(),
+        "measurements": [measurement.to_json() for measurement in measurements],
+    }
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path

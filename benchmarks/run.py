@@ -1,0 +1,75 @@
+"""`make bench`: run the benchmarks, each in a process of its own, and keep their results as JSON."""
+
+import argparse
+import importlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.record import RESULTS, Bench, write_result
+
+NAMES = ("reading", "segmenter", "pipeline", "grid", "evaluation")
+UNAVAILABLE = 3
+
+
+class Unavailable(Exception):
+    """What a benchmark needs is not here (data, a checkpoint); it is left out and said so."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of `python -m benchmarks.run`."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    options.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)} (default: all)")
+    options.add_argument("--repeats", type=int, default=3, help="repetitions of each measurement (default: 3)")
+    options.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    options.add_argument("--model", default="tiny", help="name, checkpoint folder or module:factory (default: tiny)")
+    options.add_argument("--quick", action="store_true", help="as little as shows that it works")
+    options.add_argument("--out", type=Path, default=RESULTS, help="folder of results (default: benchmarks/results)")
+    options.add_argument("--here", action="store_true", help="run a single one in this process")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what was asked for; 1 when a benchmark failed, 2 when one is not known."""
+    options = parser().parse_args(argv)
+    names = options.names or list(NAMES)
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        print(f"no benchmark {', '.join(unknown)}; accepted: {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    if options.here:
+        return _run_here(names[0], options)
+    given = [option for option in (argv if argv is not None else sys.argv[1:]) if option not in NAMES]
+    codes = [
+        subprocess.run([sys.executable, "-m", "benchmarks.run", name, "--here", *given], check=False).returncode
+        for name in names
+    ]
+    return int(any(code not in (0, UNAVAILABLE) for code in codes))
+
+
+def _run_here(name: str, options: argparse.Namespace) -> int:
+    work = Path(tempfile.mkdtemp(prefix="slidereason-bench-"))
+    bench = Bench(options.seed, 1 if options.quick else options.repeats, work, options.model, options.quick)
+    try:
+        measurements, data = importlib.import_module(f"benchmarks.{name}").measure(bench)
+    except Exception as error:
+        if type(error).__name__ != "Unavailable":
+            raise
+        print(f"{name}: left out, {error}")
+        return UNAVAILABLE
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    path = write_result(name, measurements, data, bench, options.out)
+    for measurement in measurements:
+        shown = measurement.to_json()
+        spread = f"({shown['min']:.4g} to {shown['max']:.4g})"
+        print(f"{name}: {shown['name']}: {shown['median']:.4g} {shown['unit']} {spread}")
+    print(f"{name}: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
