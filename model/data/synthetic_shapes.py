@@ -143,10 +143,10 @@ def random_blob(
     orders: int = 4,
     angle: float | None = None,
 ) -> Blob:
-    """A blob of about this radius; `rough` is the second harmonic's size, higher ones fall off as 1/sqrt(order)."""
+    """A blob of about this radius; `rough` is the second harmonic's size, higher ones fall off as order^-0.85."""
     stretch = np.sqrt(aspect)
     order = np.arange(2, 2 + orders)
-    amplitude = rough * rng.uniform(0.3, 1.0, orders) * np.sqrt(2 / order)
+    amplitude = rough * rng.uniform(0.3, 1.0, orders) * (2 / order) ** 0.85
     return Blob(
         float(x_um),
         float(y_um),
