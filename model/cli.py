@@ -132,12 +132,11 @@ def run_dataset(argv: Sequence[str]) -> int:
     manifest.add_argument("--data", type=Path, help="folder of the data sets (default: SLIDEREASON_DATA)")
     manifest.add_argument("--split", default="test", choices=("val", "test"), help="whose patients (default: test)")
     manifest.add_argument("--seed", type=int, default=0, help="seed of the questions (default: 0)")
-    manifest.add_argument("--split-seed", type=int, default=0, help="seed of the split by patient (default: 0)")
     options = parser.parse_args(argv)
     from model.evaluation.manifests import write_manifests
 
     try:
-        written = write_manifests(options.out, options.data, options.split, options.seed, options.split_seed)
+        written = write_manifests(options.out, options.data, options.split, options.seed)
     except (ValueError, OSError) as error:
         print(f"slidereason dataset: {error}", file=sys.stderr)
         return BAD_INPUT

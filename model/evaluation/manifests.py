@@ -17,7 +17,7 @@ from model.data.concepts import DIAGNOSES, askable
 from model.data.queries import sample_query, sample_unknown_query
 from model.data.readers import data_folder, read_bcss, read_camelyon, read_ebhi, read_glas
 from model.data.scene import Scene
-from model.data.splits import split_of_scene
+from model.data.splits import SEED, split_of_scene
 
 ABSENT_SHARE = 0.45
 IMPLIED_SHARE = 0.5
@@ -27,8 +27,8 @@ PER_PICTURE = 2
 GLAS_MISPAIRED = frozenset(
     {"testA_1", "testA_3", "testB_1", "train_1", "train_2", "train_3", "train_4", "train_5", "train_6", "train_7"}
 )
-"""GlaS pictures whose mask, in the copy at hand, is that of another picture with a number that begins the same (found by
-eye; six masks are there twice, as testA_3 and testA_32, and three differ from their picture in size). Never asked about."""
+"""GlaS pictures whose mask, in the copy at hand, is that of another picture with a number that begins the same (found
+by eye; six masks are there twice, as testA_3 and testA_32, and three differ from their picture in size)."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,14 @@ def write_manifest(path: Path, questions: Iterable[Question]) -> int:
     """Write a manifest, its pictures and masks (into a folder of the manifest's name); returns the number of lines."""
     folder = path.parent / path.stem
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
+    lines: list[str] = []
+    written: set[str] = set()
     for number, question in enumerate(questions):
         scene, mask = question.scene, question.mask
         name = f"{scene.source}_{scene.id.replace('/', '_')}"
-        Image.fromarray(scene.image).save(folder / f"{name}.png")
+        if name not in written:
+            Image.fromarray(scene.image).save(folder / f"{name}.png", compress_level=1)
+            written.add(name)
         mask_name = None
         if mask is not None:
             mask_name = f"{folder.name}/{name}_{question.concept}.png"
@@ -128,7 +131,7 @@ def write_manifest(path: Path, questions: Iterable[Question]) -> int:
 
 
 def write_manifests(
-    out: Path, data: Path | None = None, split: str = "test", seed: int = 0, split_seed: int = 0
+    out: Path, data: Path | None = None, split: str = "test", seed: int = 0, split_seed: int = SEED
 ) -> dict[Path, int]:
     """Write `ebhi.jsonl`, `tumour.jsonl`, `glas.jsonl` and `unknown.jsonl` from the sets that are there.
 
