@@ -8,6 +8,8 @@ MIN_GLASS_SHARE = 0.01
 
 GLASS_MIN_LIGHT = 170
 GLASS_MAX_CHROMA = 28
+GLASS_MAX_SPREAD = 4.0
+TEXTURE_MIN_SPREAD = 2.5
 STAIN_LIMITS = (0.10, 0.22)
 """Optical density over the glass that counts as stained: Otsu's threshold, held within these."""
 
@@ -23,7 +25,8 @@ def find_tissue(thumbnail: np.ndarray) -> np.ndarray:
     """
     smooth = cv2.GaussianBlur(thumbnail, (3, 3), 0)
     padding = _find_padding(thumbnail)
-    glass, colour = _find_glass(thumbnail, smooth, padding)
+    spread = _local_spread(thumbnail)
+    glass, colour = _find_glass(smooth, spread, padding)
     if colour is None:
         return ~padding
     density = _density(smooth, colour)
@@ -33,7 +36,9 @@ def find_tissue(thumbnail: np.ndarray) -> np.ndarray:
     stained = _drop_specks(stained)
     if not stained.any():
         return stained
-    tissue = _reach_into_pale(stained, (density > max(0.04, 1.5 * noise)) & ~padding)
+    # pale collagen is no darker than glass may be, but it is not smooth
+    rough = spread > max(TEXTURE_MIN_SPREAD, 2 * float(np.percentile(spread[glass], 90)))
+    tissue = _reach_into_pale(stained, ((density > max(0.04, 1.5 * noise)) | rough) & ~padding)
     return _close(tissue) & ~padding
 
 
@@ -52,14 +57,18 @@ def _find_padding(thumbnail: np.ndarray) -> np.ndarray:
     return found
 
 
-def _find_glass(thumbnail: np.ndarray, smooth: np.ndarray, padding: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def _local_spread(thumbnail: np.ndarray) -> np.ndarray:
+    """(h, w) standard deviation of the grey values in 5 x 5 px."""
+    grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    mean, mean_square = cv2.blur(grey, (5, 5)), cv2.blur(grey * grey, (5, 5))
+    return np.sqrt(np.maximum(mean_square - mean * mean, 0))
+
+
+def _find_glass(smooth: np.ndarray, spread: np.ndarray, padding: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Where glass lies for sure, and its colour (3,) float; None when the picture shows none."""
     light = smooth.mean(axis=2)
     chroma = smooth.max(axis=2).astype(np.int16) - smooth.min(axis=2)
-    grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    mean, mean_square = cv2.blur(grey, (5, 5)), cv2.blur(grey * grey, (5, 5))
-    spread = np.sqrt(np.maximum(mean_square - mean * mean, 0))
-    glass = (light >= GLASS_MIN_LIGHT) & (chroma <= GLASS_MAX_CHROMA) & (spread < 4) & ~padding
+    glass = (light >= GLASS_MIN_LIGHT) & (chroma <= GLASS_MAX_CHROMA) & (spread < GLASS_MAX_SPREAD) & ~padding
     if glass.sum() < MIN_GLASS_SHARE * (~padding).sum() or not glass.any():
         return glass, None
     # the brightest common light among the candidates is glass; pale flat tissue is a little darker
