@@ -1,0 +1,107 @@
+"""PathChat-SegR1: the figure of the paper, top to bottom.
+
+A pathology encoder and a language model read the tile and reason about it; when the language model emits `<SEG>`, its
+hidden state passes the Seg-Adapter and prompts MedSAM's decoder over MedSAM's own view of the same tile.
+
+Source: Liu et al. 2026, PathChat-SegR1, ICLR, Fig. 1 and §3.1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.config import PathChatConfig
+from model.medsam import BatchedMaskDecoder, SamImageEncoder
+from model.seg_adapter import build_seg_adapter
+from model.stem import normalise
+from model.tokenizer import PathTokenizer
+from model.vision import PathologyEncoder, Projector
+from model.vlm import LanguageModel
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the pathology encoder saw in B tiles: patch tokens (B, N, D) and image tokens (B, n, H)."""
+
+    patches: Tensor
+    tokens: Tensor
+
+
+class PathChatSegR1(nn.Module):
+    """Reads tiles, reasons about a query, and points with `<SEG>`."""
+
+    def __init__(self, config: PathChatConfig, tokenizer: PathTokenizer):
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.pathology_encoder = PathologyEncoder(config.vision, config.tile_px)
+        self.projector = Projector(config.vision.dim, config.language.dim, config.vision.merge)
+        self.language_model = LanguageModel(config.language)
+        self.sam_encoder = SamImageEncoder(config.sam, config.tile_px)
+        self.seg_adapter = build_seg_adapter(config.adapter, config.language.dim, config.sam.out_dim)
+        self.mask_decoder = BatchedMaskDecoder(config.sam)
+        self.memory = nn.Linear(config.vision.dim, config.language.dim)
+        self.emission_head = nn.Linear(config.language.dim, 1)
+        self.dense_head = nn.Linear(config.vision.dim, len(config.dense_classes))
+
+    def see(self, images: Tensor) -> Seen:
+        """(B, H, W, 3) uint8 → what the language model sees of them."""
+        patches = self.pathology_encoder(normalise(images, self.config.mean, self.config.std))
+        return Seen(patches, self.projector(patches))
+
+    def survey(self, images: Tensor) -> list[Tensor]:
+        """(B, H, W, 3) uint8 → MedSAM's features, from which masks are decoded."""
+        return self.sam_encoder(normalise(images, self.config.mean, self.config.std))
+
+    def remember(self, patches: Tensor, mask: Tensor) -> Tensor:
+        """Pool an exemplar's patch tokens under its outline.
+
+        Args:
+            patches: (B, N, D) patch tokens of the reference.
+            mask: (B, H, W) in [0, 1], its outline.
+
+        Returns:
+            (B, H) one `<MEM>` token each.
+        """
+        grid = self.config.patch_grid
+        weight = nn.functional.adaptive_avg_pool2d(mask[:, None].float(), grid).flatten(1)  # [B, N]
+        weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-6)
+        return self.memory(torch.einsum("bn,bnd->bd", weight.to(patches.dtype), patches))
+
+    def embed(self, ids: Tensor, tokens: Tensor | None, ref: Tensor | None = None, mem: Tensor | None = None) -> Tensor:
+        """Token ids with image tokens put in their places.
+
+        Args:
+            ids: (B, L) int64.
+            tokens: (B, n, H) image tokens for the `<image>` places, or None when there are none.
+            ref, mem: (B, n, H) and (B, H) of an exemplar for `<ref>` and `<MEM>`, or None.
+
+        Returns:
+            (B, L, H).
+        """
+        embeds = self.language_model.embed(ids)
+        for token_id, values in ((self.tokenizer.image, tokens), (self.tokenizer.ref, ref), (self.tokenizer.mem, mem)):
+            if values is not None:
+                place = (ids == token_id)[..., None].expand_as(embeds)
+                embeds = embeds.masked_scatter(place, values.to(embeds.dtype))
+        return embeds
+
+    def seg_states(self, states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The states that prompt masks in a teacher-forced pass.
+
+        Args:
+            states: (B, L, H) final-norm states.
+            ids: (B, L).
+
+        Returns:
+            (M, H) states in order of row and place, and (M,) their rows.
+        """
+        rows, places = torch.nonzero(ids == self.tokenizer.seg, as_tuple=True)
+        if self.config.seg_state == "predict":
+            places = places - 1
+        return states[rows, places], rows
+
+    def decode_masks(self, features: list[Tensor], image_index: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, H) `<SEG>` states → mask logits (M, mask_px, mask_px) and predicted IoU (M,)."""
+        return self.mask_decoder(features, image_index, self.seg_adapter(states))
