@@ -53,6 +53,6 @@ lock: $(READY)
 	@scripts/lock.sh
 
 clean:
-	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.* \
+	rm -rf build dist demo demo-slide *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.* \
 	    coverage.xml
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
