@@ -194,20 +194,20 @@ def _run(spec: JobSpec, options: argparse.Namespace, segmenter: "Segmenter") -> 
     interval_s = 0.2 if sys.stderr.isatty() else 5.0  # a log file is no place for a moving bar
     with tqdm(
         total=0, unit="tile", desc="planning", disable=options.quiet, dynamic_ncols=True, mininterval=interval_s,
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} tiles, {elapsed}",
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} tiles, {elapsed}",
     ) as bar:  # fmt: skip
 
         def show(job, tiles: int) -> None:
             bar.total = job.tiles_total
             if tiles > bar.n:
-                bar.desc = "segmenting: " if tiles < job.tiles_total else "finishing: "
+                bar.set_description_str("segmenting" if tiles < job.tiles_total else "finishing", refresh=False)
                 bar.update(min(tiles, job.tiles_total) - bar.n)
             elif sys.stderr.isatty():
                 bar.refresh()
 
         result = run_job_inline(spec, options.out, segmenter, show, overwrite=options.overwrite)
         show(result.job, result.job.tiles_total)
-        bar.set_description("done")
+        bar.set_description_str("done")
     return result
 
 

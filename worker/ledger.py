@@ -15,8 +15,9 @@ from sqlalchemy import Connection, and_, func, insert, or_, select, tuple_, upda
 from sqlalchemy.exc import IntegrityError
 
 from worker.errors import BadRequest, JobConflict, JobNotFound, QueueFull, SlideNotFound
+from worker.ledger_rules import OPEN, clock, new_unit, settle
 from worker.ledger_schema import connect, idempotency, jobs, slides, units, workers
-from worker.ledger_units import OPEN, UnitLedger, _new_unit, _now, _settle
+from worker.ledger_units import UnitLedger
 from worker.types import JobSpec
 
 STATUSES = ("accepted", "running", "successful", "failed", "dismissed")
@@ -161,7 +162,7 @@ class Ledger(UnitLedger):
             row = connection.execute(select(*_SHOWN).where(jobs.c.job_id == job_id)).first()
             if row is None:
                 raise JobNotFound("no job has this id", subject=job_id)
-            return _job_row(connection, row, _now(connection))
+            return _job_row(connection, row, clock(connection))
 
     def list_jobs(
         self, cursor: str | None = None, limit: int = 50, status: str | None = None, slide_id: str | None = None
@@ -191,7 +192,7 @@ class Ledger(UnitLedger):
         if cursor is not None:
             query = query.where(tuple_(jobs.c.created, jobs.c.job_id) < tuple_(*_read_cursor(cursor)))
         with self._reading() as connection:
-            now = _now(connection)
+            now = clock(connection)
             found = connection.execute(query).all()
             rows = [_job_row(connection, row, now) for row in found[:limit]]
         more = len(found) > limit
@@ -208,7 +209,7 @@ class Ledger(UnitLedger):
             if locked is not None and locked.status in OPEN:
                 stopping = {"stopping": True, "message": "stopping"}
                 connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(**stopping))
-                _settle(connection, job_id, _now(connection))
+                settle(connection, job_id, clock(connection))
         return self.job(job_id)
 
     def counts(self) -> dict[str, int]:
@@ -248,7 +249,7 @@ class Ledger(UnitLedger):
     def workers(self, heard_within_s: float = 60.0) -> list[WorkerRow]:
         """The workers heard from lately."""
         with self._reading() as connection:
-            since = _now(connection) - heard_within_s
+            since = clock(connection) - heard_within_s
             query = select(workers).where(workers.c.heard >= since).order_by(workers.c.worker_id)
             rows = connection.execute(query).all()
         return [WorkerRow(row.worker_id, _time(row.heard), row.card, tuple(row.models)) for row in rows]
@@ -275,7 +276,7 @@ def _require_room(connection: Connection, max_open: int) -> None:
 
 
 def _insert_job(connection: Connection, spec: JobSpec, job_id: str, key: str | None, body_hash: str) -> str:
-    now = _now(connection)
+    now = clock(connection)
     if key is not None:
         connection.execute(insert(idempotency).values(key=key, body_hash=body_hash, job_id=job_id))
     connection.execute(
@@ -284,7 +285,7 @@ def _insert_job(connection: Connection, spec: JobSpec, job_id: str, key: str | N
             created=now, updated=now, spec=spec.to_json(),
         )
     )  # fmt: skip
-    connection.execute(insert(units), [_new_unit(job_id, "plan", "", 0, 0)])
+    connection.execute(insert(units), [new_unit(job_id, "plan", "", 0, 0)])
     return job_id
 
 

@@ -9,34 +9,35 @@ Every claim raises the unit's token by one; every later call of the owner carrie
 the owner of an older one. A transaction that touches several rows of a job locks the job's row first.
 """
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, and_, case, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, and_, case, func, insert, select, update
 
-from worker.errors import JobDismissed, LeaseLost, SlideReasonError
-from worker.ledger_schema import database_now, jobs, leases, units, workers
+from worker.errors import JobDismissed, LeaseLost
+from worker.ledger_rules import (
+    DEATHS_OF_A_TILE,
+    FAULTS_ALLOWED,
+    OPEN,
+    clock,
+    count_tiles,
+    give_up,
+    is_claimable,
+    is_unit,
+    lock_job,
+    new_unit,
+    reason_of,
+    return_expired,
+    settle,
+)
+from worker.ledger_schema import jobs, units
+from worker.ledger_workers import WorkerLedger
 from worker.types import JobSpec, SlideInfo, TilePlan
 
 if TYPE_CHECKING:
     from model.segmenter import SegmenterCard
 
-log = logging.getLogger(__name__)
-
-FAULTS_ALLOWED = 3
-"""So many faults of the data and a unit is given up."""
-
-DEATHS_OF_A_TILE = 2
-"""A tile in flight at so many isolated deaths is quarantined."""
-
-LOST_ALLOWED = 20
-"""A unit that took so many workers with it is given up, whatever its tiles say."""
-
-OPEN = ("accepted", "running")
 SHOWN_FIRST = {"finish": 0, "segment": 1, "plan": 2}
 
 
@@ -96,21 +97,8 @@ class Sweep:
     unpublished: Sequence[tuple[str, int]] = ()
 
 
-class UnitLedger:
+class UnitLedger(WorkerLedger):
     """The worker's side of the ledger; `Ledger` adds the service's."""
-
-    engine: Engine
-    lease_s: float
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with self.engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with self.engine.connect().execution_options(reading=True) as connection, connection.begin():
-            yield connection
 
     # ---- claim, renew, commit ------------------------------------------------------------------------------------
 
@@ -126,11 +114,11 @@ class UnitLedger:
             The unit under a fresh token, or None when nothing waits.
         """
         with self._writing() as connection:
-            now = _now(connection)
+            now = clock(connection)
             row = connection.execute(
                 select(units, *_JOB_COLUMNS)
                 .join(jobs, jobs.c.job_id == units.c.job_id)
-                .where(_claimable(now), jobs.c.model.in_(models))
+                .where(is_claimable(now), jobs.c.model.in_(models))
                 .order_by(
                     jobs.c.priority.desc(),
                     jobs.c.created,
@@ -146,7 +134,7 @@ class UnitLedger:
             token = row.token + 1
             connection.execute(
                 update(units)
-                .where(_unit(row.job_id, row.kind, row.key))
+                .where(is_unit(row.job_id, row.kind, row.key))
                 .values(
                     state="leased", token=token, owner=worker_id, lease_until=now + self.lease_s, in_flight=None,
                     tiles_done=0, tiles_failed=0,
@@ -170,11 +158,11 @@ class UnitLedger:
             JobDismissed: the job is to stop.
         """
         with self._writing() as connection:
-            now = _lock_job(connection, work.job_id)
+            now = lock_job(connection, work.job_id)
             self._change_mine(
                 connection, work, lease_until=now + self.lease_s, tiles_done=tiles_done, tiles_failed=tiles_failed
             )
-            _count_tiles(connection, work.job_id, now)
+            count_tiles(connection, work.job_id, now)
             stopping = connection.scalar(select(jobs.c.stopping).where(jobs.c.job_id == work.job_id))
         if stopping:
             raise JobDismissed("the job was dismissed", subject=work.job_id)
@@ -203,10 +191,10 @@ class UnitLedger:
             LeaseLost: another owner has a newer token.
         """
         with self._writing() as connection:
-            now = _lock_job(connection, work.job_id)
+            now = lock_job(connection, work.job_id)
             self._change_mine(connection, work, state="done", summary={})
-            rows = [_new_unit(work.job_id, "segment", key, n, i) for i, (key, n) in enumerate(tiles_of.items())]
-            rows.append(_new_unit(work.job_id, "finish", "", 0, 0, state="held"))
+            rows = [new_unit(work.job_id, "segment", key, n, i) for i, (key, n) in enumerate(tiles_of.items())]
+            rows.append(new_unit(work.job_id, "finish", "", 0, 0, state="held"))
             connection.execute(insert(units), rows)
             connection.execute(
                 update(jobs)
@@ -215,7 +203,7 @@ class UnitLedger:
                     plan=plan.to_json(), slide=asdict(slide), tiles_total=plan.n_tiles, tiles_skipped=plan.n_skipped
                 )
             )
-            _settle(connection, work.job_id, now)
+            settle(connection, work.job_id, now)
         return max(1, len(tiles_of))
 
     def commit_block(self, work: Work, tiles_done: int, tiles_failed: int, summary: dict[str, Any]) -> int:
@@ -228,12 +216,12 @@ class UnitLedger:
             LeaseLost: another owner has a newer token; this attempt's files mean nothing.
         """
         with self._writing() as connection:
-            now = _lock_job(connection, work.job_id)
+            now = lock_job(connection, work.job_id)
             self._change_mine(
                 connection, work, state="done", summary=summary, in_flight=None,
                 tiles_done=tiles_done, tiles_failed=tiles_failed,
             )  # fmt: skip
-            return _settle(connection, work.job_id, now)
+            return settle(connection, work.job_id, now)
 
     def commit_finish(self, work: Work, result: dict[str, Any], message: str) -> None:
         """Make this attempt the job's one result; the job closes with `close_job`, once it is published.
@@ -242,7 +230,7 @@ class UnitLedger:
             LeaseLost: another owner has a newer token.
         """
         with self._writing() as connection:
-            now = _lock_job(connection, work.job_id)
+            now = lock_job(connection, work.job_id)
             self._change_mine(connection, work, state="done", summary={})
             values = {"result": result, "message": message, "updated": now}
             connection.execute(update(jobs).where(jobs.c.job_id == work.job_id).values(**values))
@@ -250,7 +238,7 @@ class UnitLedger:
     def close_job(self, job_id: str) -> None:
         """The finish of this job is published: it is `successful`. May be repeated by anyone."""
         with self._writing() as connection:
-            now = _lock_job(connection, job_id)
+            now = lock_job(connection, job_id)
             finished = select(units.c.job_id).where(units.c.kind == "finish", units.c.state == "done")
             connection.execute(
                 update(jobs)
@@ -274,46 +262,46 @@ class UnitLedger:
             LeaseLost: another owner has a newer token.
         """
         with self._writing() as connection:
-            now = _lock_job(connection, work.job_id)
+            now = lock_job(connection, work.job_id)
             self._change_mine(connection, work)
-            row = connection.execute(select(units).where(_unit(work.job_id, work.kind, work.key))).one()
+            row = connection.execute(select(units).where(is_unit(work.job_id, work.kind, work.key))).one()
             faults = row.faults + (1 if data_fault else 0)
             if data_fault and (final or faults >= FAULTS_ALLOWED):
-                _give_up(connection, row, error, now)
+                give_up(connection, row, error, now)
             else:
                 wait_s = min(60.0, self.lease_s / 60 * 2 ** min(row.token, 12))
                 values = {"state": "waiting", "owner": None, "faults": faults, "not_before": now + wait_s}
                 connection.execute(
                     update(units)
-                    .where(_unit(row.job_id, row.kind, row.key))
-                    .values(**values, in_flight=None, tiles_done=0, tiles_failed=0, error=_reason(error))
+                    .where(is_unit(row.job_id, row.kind, row.key))
+                    .values(**values, in_flight=None, tiles_done=0, tiles_failed=0, error=reason_of(error))
                 )
-            _settle(connection, work.job_id, now)
+            settle(connection, work.job_id, now)
 
     def release(self, work: Work) -> None:
         """Give a unit back unharmed: the worker stops, or the job was dismissed. A lost lease is no error here."""
         with self._writing() as connection:
-            now = _lock_job(connection, work.job_id)
+            now = lock_job(connection, work.job_id)
             connection.execute(
                 update(units)
                 .where(_mine(work))
                 .values(state="waiting", owner=None, in_flight=None, tiles_done=0, tiles_failed=0)
             )
-            _settle(connection, work.job_id, now)
+            settle(connection, work.job_id, now)
 
     def sweep(self) -> Sweep:
         """Return the units whose lease ran out, close jobs that have stopped, and count what can be claimed."""
         with self._reading() as connection:
-            now = _now(connection)
+            now = clock(connection)
             late = select(units.c.job_id).where(units.c.state == "leased", units.c.lease_until < now)
             stopped = select(jobs.c.job_id).where(jobs.c.status.in_(OPEN), jobs.c.stopping)
             due = sorted(set(connection.scalars(late)) | set(connection.scalars(stopped)))
         expired = 0
         for job_id in due:
             with self._writing() as connection:
-                now = _lock_job(connection, job_id)
-                expired += _return_expired(connection, job_id, now)
-                _settle(connection, job_id, now)
+                now = lock_job(connection, job_id)
+                expired += return_expired(connection, job_id, now)
+                settle(connection, job_id, now)
         return Sweep(expired, self.claimable(), self._unpublished())
 
     def claimable(self) -> dict[str, int]:
@@ -322,7 +310,7 @@ class UnitLedger:
             rows = connection.execute(
                 select(jobs.c.model, func.count())
                 .select_from(units.join(jobs, jobs.c.job_id == units.c.job_id))
-                .where(_claimable(_now(connection)))
+                .where(is_claimable(clock(connection)))
                 .group_by(jobs.c.model)
             )
             return {model: count for model, count in rows}
@@ -347,39 +335,6 @@ class UnitLedger:
             )
             return [BlockRow(row.key, row.state, row.token, row.summary, row.error) for row in rows]
 
-    # ---- workers -------------------------------------------------------------------------------------------------
-
-    def heartbeat(self, worker_id: str, card: "SegmenterCard", models: Sequence[str]) -> None:
-        """Say that a worker lives, and what it serves."""
-        with self._writing() as connection:
-            values = {"heard": _now(connection), "card": asdict(card), "models": list(models)}
-            changed = connection.execute(update(workers).where(workers.c.worker_id == worker_id).values(**values))
-            if changed.rowcount == 0:
-                connection.execute(insert(workers).values(worker_id=worker_id, **values))
-
-    def forget_worker(self, worker_id: str) -> None:
-        """Remove a worker that stopped in good order."""
-        with self._writing() as connection:
-            connection.execute(workers.delete().where(workers.c.worker_id == worker_id))
-
-    def take_lease(self, name: str, owner: str, for_s: float) -> bool:
-        """Whether `owner` now holds the named lease (the sweeper's) for the next `for_s` seconds."""
-        try:
-            with self._writing() as connection:
-                now = _now(connection)
-                free = (leases.c.until < now) | (leases.c.owner == owner)
-                changed = connection.execute(
-                    update(leases).where(leases.c.name == name, free).values(owner=owner, until=now + for_s)
-                )
-                if changed.rowcount:
-                    return True
-                if connection.scalar(select(leases.c.owner).where(leases.c.name == name)) is not None:
-                    return False
-                connection.execute(insert(leases).values(name=name, owner=owner, until=now + for_s))
-                return True
-        except IntegrityError:  # another took it between our look and our insert
-            return False
-
     def _change_mine(self, connection: Connection, work: Work, **values: Any) -> None:
         """The conditional UPDATE that fences off late owners."""
         changed = connection.execute(update(units).where(_mine(work)).values(owner=units.c.owner, **values))
@@ -399,37 +354,18 @@ _JOB_COLUMNS = (
 )
 
 
-def _now(connection: Connection) -> float:
-    return connection.scalar(select(database_now()))
 
-
-def _lock_job(connection: Connection, job_id: str) -> float:
-    """Lock the job's row (PostgreSQL; SQLite has locked all) and read the clock."""
-    connection.execute(select(jobs.c.job_id).where(jobs.c.job_id == job_id).with_for_update())
-    return _now(connection)
-
-
-def _unit(job_id: str, kind: str, key: str):
-    return and_(units.c.job_id == job_id, units.c.kind == kind, units.c.key == key)
 
 
 def _mine(work: Work):
     owned = and_(units.c.token == work.token, units.c.state == "leased")
-    return and_(_unit(work.job_id, work.kind, work.key), owned)
+    return and_(is_unit(work.job_id, work.kind, work.key), owned)
 
 
-def _claimable(now: float):
-    return and_(
-        units.c.state == "waiting", units.c.not_before <= now, jobs.c.status.in_(OPEN), jobs.c.stopping.is_(False)
-    )
-
-
-def _new_unit(job_id: str, kind: str, key: str, tiles: int, position: int, state: str = "waiting") -> dict[str, Any]:
-    return {"job_id": job_id, "kind": kind, "key": key, "tiles": tiles, "position": position, "state": state}
 
 
 def _work(connection: Connection, row: Any, token: int) -> Work:
-    planned = select(units.c.token).where(_unit(row.job_id, "plan", ""))
+    planned = select(units.c.token).where(is_unit(row.job_id, "plan", ""))
     # A tile that took two workers with it in one block is not tried in the next.
     isolated = select(units.c.deaths).where(units.c.job_id == row.job_id, units.c.isolated)
     deaths = [item for found in connection.scalars(isolated) for item in found.items()]
@@ -457,82 +393,5 @@ def _slide_info(data: dict[str, Any]) -> SlideInfo:
     return SlideInfo(**{**data, "level_dimensions": levels, "level_downsamples": downsamples, "bounds_px0": bounds})
 
 
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, SlideReasonError) else f"{type(error).__name__}: {error}"
 
 
-def _count_tiles(connection: Connection, job_id: str, now: float) -> None:
-    """Bring the job's counts up to its units'."""
-    done, failed = connection.execute(
-        select(func.coalesce(func.sum(units.c.tiles_done), 0), func.coalesce(func.sum(units.c.tiles_failed), 0)).where(
-            units.c.job_id == job_id
-        )
-    ).one()
-    values = {"tiles_done": done, "tiles_failed": failed, "updated": now}
-    connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(**values))
-
-
-def _settle(connection: Connection, job_id: str, now: float) -> int:
-    """After any change of a job's units: dismiss it when it has stopped, open finish when its blocks are through.
-
-    Returns:
-        1 when finish was opened, else 0.
-    """
-    _count_tiles(connection, job_id, now)
-    job = connection.execute(select(jobs.c.status, jobs.c.stopping).where(jobs.c.job_id == job_id)).one()
-    if job.status not in OPEN:
-        return 0
-    running = func.count(case((units.c.state == "leased", 1)))
-    before_finish = func.count(case((and_(units.c.kind != "finish", units.c.state.in_(("waiting", "leased"))), 1)))
-    leased, unfinished = connection.execute(select(running, before_finish).where(units.c.job_id == job_id)).one()
-    if job.stopping:
-        if leased == 0:
-            values = {"status": "dismissed", "finished": now, "message": "dismissed"}
-            connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(**values))
-        return 0
-    if unfinished:
-        return 0
-    held = and_(units.c.job_id == job_id, units.c.kind == "finish", units.c.state == "held")
-    return connection.execute(update(units).where(held).values(state="waiting")).rowcount
-
-
-def _give_up(connection: Connection, row: Any, error: Exception, now: float) -> None:
-    """A unit that will not be tried again: a block's tiles count as failed; without plan or finish the job fails."""
-    values = {"state": "failed", "owner": None, "error": _reason(error), "tiles_done": 0, "tiles_failed": row.tiles}
-    connection.execute(update(units).where(_unit(row.job_id, row.kind, row.key)).values(**values))
-    if row.kind == "segment":
-        return
-    # An error nobody foresaw may name paths or worse: the log has it, the client learns its kind only.
-    foreseen = isinstance(error, SlideReasonError)
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.job_id == row.job_id, jobs.c.status.in_(OPEN))
-        .values(
-            status="failed", finished=now,
-            message=str(error) if foreseen else f"{row.kind} failed with {type(error).__name__}",
-            error_code=error.code if foreseen else "internal", error_field=error.field if foreseen else None,
-        )
-    )  # fmt: skip
-
-
-def _return_expired(connection: Connection, job_id: str, now: float) -> int:
-    """Return a job's units whose owner was lost; blocks come back isolated, and their tile in flight is remembered."""
-    late = and_(units.c.job_id == job_id, units.c.state == "leased", units.c.lease_until < now)
-    rows = connection.execute(select(units).where(late)).all()
-    for row in rows:
-        log.warning("%s %s of job %s: owner %s was lost", row.kind, row.key, row.job_id, row.owner)
-        if row.lost + 1 >= LOST_ALLOWED:
-            _give_up(connection, row, SlideReasonError(f"{LOST_ALLOWED} workers were lost over it"), now)
-            continue
-        deaths = dict(row.deaths)
-        if row.isolated and row.in_flight is not None:
-            deaths[row.in_flight] = deaths.get(row.in_flight, 0) + 1
-        connection.execute(
-            update(units)
-            .where(_unit(row.job_id, row.kind, row.key))
-            .values(
-                state="waiting", owner=None, lease_until=None, in_flight=None, lost=row.lost + 1, deaths=deaths,
-                isolated=row.kind == "segment", tiles_done=0, tiles_failed=0,
-            )
-        )  # fmt: skip
-    return len(rows)

@@ -11,10 +11,12 @@ import socket
 import sys
 import threading
 import uuid
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from celery.platforms import SecurityWarning
 from celery.signals import worker_shutting_down
 
 from model.segmenter import Segmenter
@@ -105,6 +107,8 @@ def run_worker(settings: WorkerSettings) -> int:
     """
     if settings.parent_pid:
         _die_with(settings.parent_pid)
+    # A ticket is empty JSON, so that nothing in it can run, whoever the worker runs as.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     app = queue.make_app(settings.broker_url)
     ledger = Ledger(settings.database_url, lease_s=settings.lease_s)
     worker_id = f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"

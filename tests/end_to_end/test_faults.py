@@ -1,0 +1,139 @@
+"""Workers are killed at random for a minute, and nothing of it can be seen in what the jobs leave."""
+
+import ctypes
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import func, select
+
+from model.data.synthetic_slide import write_synthetic_slide
+from tests.jobs import digest, hue_spec, pixels_digest
+from tests.segmenters import hue_segmenter
+from worker import embedded, queue
+from worker.artifacts import LocalArtifacts
+from worker.inline import run_job_inline
+from worker.ledger import JobRow, Ledger
+from worker.ledger_schema import units
+from worker.types import JobSpec
+
+SECONDS = float(os.environ.get("SLIDEREASON_FAULT_SECONDS", "60"))
+SEED = int(os.environ.get("SLIDEREASON_FAULT_SEED", "7"))
+WORKERS = 3
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@contextmanager
+def no_orphans() -> Iterator[None]:
+    """Whatever a child leaves behind becomes ours to see; at the end there may be nothing new."""
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+        deadline = time.monotonic() + 60
+        while left := [process for process in _running_children() if process.pid not in before]:
+            assert time.monotonic() < deadline, f"orphans: {[(p.pid, p.name()) for p in left]}"
+            psutil.wait_procs(left, timeout=1)
+    finally:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _running_children() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+class Killer(threading.Thread):
+    """Every few seconds kills a random worker of those that have begun to serve, until stopped."""
+
+    def __init__(self, service: embedded.Embedded, ledger: Ledger, rng: random.Random):
+        super().__init__(name="killer")
+        self.kills = 0
+        self._service = service
+        self._ledger = ledger
+        self._rng = rng
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(self._rng.uniform(1.0, 4.0)):
+            serving = {int(worker.worker_id.split("-")[-2]) for worker in self._ledger.workers()}
+            pids = sorted(serving & set(self._service.worker_pids))
+            if pids:
+                os.kill(self._rng.choice(pids), signal.SIGKILL)
+                self.kills += 1
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("slide") / "synthetic.tif"
+    write_synthetic_slide(path, seed=3, width_px=4096, height_px=3072)
+    return path
+
+
+def wait_closed(ledger: Ledger, job_ids: list[str], timeout_s: float) -> list[JobRow]:
+    """The jobs' rows once all are closed."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        rows = [ledger.job(job_id) for job_id in job_ids]
+        if not any(row.open for row in rows):
+            return rows
+        assert time.monotonic() < deadline, [(row.status, row.progress, row.message) for row in rows]
+        time.sleep(0.2)
+
+
+def submit(service: embedded.Embedded, ledger: Ledger, spec: JobSpec, job_id: str | None = None) -> str:
+    job_id, _ = ledger.create_job(spec, job_id=job_id)
+    app = queue.make_app(service.broker_url)
+    queue.submit(app, spec.model)
+    app.close()
+    return job_id
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_workers_leave_no_trace(slide: Path, tmp_path: Path):
+    rng = random.Random(SEED)
+    spec = hue_spec(slide)
+    undisturbed = run_job_inline(spec, tmp_path / "undisturbed", hue_segmenter())
+    expected = pixels_digest(undisturbed.folder / "overlay.zarr")
+    data = tmp_path / "data"
+    with no_orphans():
+        with embedded.start(data, spec.model, workers=WORKERS, lease_s=2.0, sweep_s=1.0) as service:
+            ledger = Ledger(service.database_url)
+            killer = Killer(service, ledger, rng)
+            # The first job has the undisturbed one's id, so that even its region ids must be the same.
+            job_ids = [submit(service, ledger, spec, job_id=undisturbed.job.job_id)]
+            killer.start()
+            end = time.monotonic() + SECONDS
+            for _ in itertools.takewhile(lambda _: time.monotonic() < end, itertools.count()):
+                if ledger.counts()["accepted"] + ledger.counts()["running"] < 2:
+                    job_ids.append(submit(service, ledger, spec))
+                time.sleep(0.2)
+            killer.stop()
+            rows = wait_closed(ledger, job_ids, timeout_s=300)
+            with ledger.engine.connect() as connection:
+                interrupted = connection.scalar(select(func.sum(units.c.lost)))
+            assert killer.kills >= SECONDS / 20
+            assert interrupted >= SECONDS / 30, "the kills must have hit work, not idle workers"
+            assert [row.status for row in rows] == ["successful"] * len(rows)
+            assert all(row.coverage == 1.0 and row.tiles_failed == 0 for row in rows)
+            assert ledger.leased() == 0
+            ledger.close()
+    artifacts = LocalArtifacts(service.artifacts_root)
+    assert digest(artifacts.job_folder(job_ids[0])) == digest(undisturbed.folder)
+    for job_id in job_ids:
+        assert pixels_digest(artifacts.overlay(job_id)) == expected
+        assert not (artifacts.job_folder(job_id) / "attempts").exists()
+    print(f"{killer.kills} workers killed, {interrupted} units interrupted, {len(job_ids)} jobs")
