@@ -1,12 +1,13 @@
 """Answers that reason: what is looked for, what is seen and where, what that fits, and then `<SEG>` or none.
 
-    <think> Looking for glands with saw-tooth lumens: serrated adenoma. Several large glands, darker than around, with
-    dense nuclei and open lumens, fill most of the area. This fits serrated adenoma. </think> Found in most of the area:
-    serrated adenoma <SEG>.
+    <think> Looking for serrated adenoma: glands with saw-tooth lumens. Several large glands, darker than around, with
+    sparse nuclei, wavy edges and open lumens, lie across most of the area. This fits serrated adenoma. </think> Found
+    across most of the area: serrated adenoma <SEG>.
 
-Every observation is measured (`model/data/morphology.py`) or seen in the mask after augmentation; nothing is claimed that
-the mask contradicts. The first half reads the same whether the target is present or absent, so that the emission of
-`<SEG>` follows from what was asked and what was seen. The vocabulary is small on purpose: `tiny` learns to write from it.
+Every observation is measured (`model/data/morphology.py`) or seen in the mask after augmentation; nothing is claimed
+that the mask contradicts. The first half reads the same whether the target is present or absent, so that the emission
+of `<SEG>` follows from what was asked and what was seen. The vocabulary is small on purpose: `tiny` learns to write
+from it.
 """
 
 import re
@@ -22,7 +23,8 @@ SPATIAL_WORDS = frozenset(
     "boundary region area location position center centre left right top bottom upper lower".split()
 )
 OUTLINE_WORDS = re.compile(
-    r"\b(mask|masked|outline|outlined|contour|contours|annotat\w*|highlight\w*|drawn|polygon|label\w*|ground truth)\b", re.I
+    r"\b(masks?|masked|outlines?|outlined|contours?|annotat\w*|highlight\w*|drawn|polygons?|label\w*|ground truth)\b",
+    re.I,
 )
 MIN_SHARE = 0.002
 """A structure below this share of the field is too small to be spoken of."""
@@ -242,9 +244,9 @@ def check_answer(text: str, has_target: bool) -> list[str]:
         has_target: whether the target is in the image, so that a `<SEG>` is due.
 
     Returns:
-        Problems: the grammar `<think> … </think> …`; `<SEG>` inside the thought; `<SEG>` iff there is a target; no location
-        word before the first `<SEG>`; a `<SEG>` without a phrase; talk of a mask or an outline, which nobody showed the
-        model; a silent answer that neither denies nor declines.
+        Problems: the grammar `<think> … </think> …`; `<SEG>` inside the thought; `<SEG>` iff there is a target; no
+        location word before the first `<SEG>`; a `<SEG>` without a phrase; talk of a mask or an outline, which nobody
+        showed the model; a silent answer that neither denies nor declines.
     """
     problems = []
     match = _GRAMMAR.fullmatch(text.strip())

@@ -32,8 +32,8 @@ def sample_episode(
 ) -> Episode:
     """Ask something of a picture as it looks after augmentation.
 
-    A mask that augmentation left too small to be sure of (under `MIN_SHARE`, but not empty) is not asked about; an empty one
-    is absent. Parents are asked about like any concept.
+    A mask that augmentation left too small to be sure of (under `MIN_SHARE`, but not empty) is not asked about; an
+    empty one is absent. Parents are asked about like any concept.
 
     Args:
         masks: concept key → (H, W) bool after augmentation, as in `Scene.masks`, emptied masks included.

@@ -1,15 +1,15 @@
 """A tiny grammar for wordings: `(a|b|)` stands for one of its alternatives, nested as deep as needed.
 
-    "(please |)(outline|mark) the {x}"   →   "please mark the {x}", "outline the {x}", …
+`(please |)(outline|mark) the {x}` is "please mark the {x}", "outline the {x}", …
 """
 
 import hashlib
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(pattern: str) -> tuple:
     """A pattern as nested tuples: a sequence of strings and of choices, each choice a tuple of sequences.
 

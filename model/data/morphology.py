@@ -105,8 +105,8 @@ def measure(image: np.ndarray, mask: np.ndarray, mpp: float | None = None) -> di
 def location_words(mask: np.ndarray) -> str:
     """Where a mask lies, in words: `upper left`, `center`, `right`, `most of the area`, `the whole area`.
 
-    The field is cut into thirds; a mask over half or more of the field, or scattered over nearly all ninths, is named by
-    its extent, anything else by its centroid. Empty masks lie nowhere: "".
+    The field is cut into thirds; a mask over half or more of the field, or scattered over nearly all ninths, is named
+    by its extent, anything else by its centroid. Empty masks lie nowhere: "".
 
     Args:
         mask: (H, W) bool, as the viewer sees it (after augmentation).

@@ -6,7 +6,7 @@ wordings are held out by a stable hash, made of words that other wordings teach,
 """
 
 import re
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from model.data.grammar import expand, expansions, stable_share
 from model.data.query_bank_carriers import CARRIERS, FILLERS, PREFIXES, TAILS
 
 HELD_OUT_SHARE = 0.15
-ALWAYS_TRAIN = 3
+ALWAYS_TRAIN = 5
 """The first names of a concept (its own, and its data set's) are never held out."""
 IMPLIED_SHARE = 0.4
 NOISE = 0.35
@@ -48,18 +48,36 @@ def words_of(text: str) -> set[str]:
     return set(re.findall(r"[a-z0-9']+", normalise_query(text)))
 
 
-@lru_cache(maxsize=None)
-def _parted(lines: tuple[str, ...], always: int = 0) -> dict[str, tuple[str, ...]]:
-    """Lines as `train` and `heldout`: those of lowest hash are held out, if training teaches all but one of their words."""
+_CARRIER_WORDS = words_of(" ".join(CARRIERS + PREFIXES))
+
+
+@cache
+def _parted(lines: tuple[str, ...], always: int = 0, fresh: int = 0) -> dict[str, tuple[str, ...]]:
+    """Lines as `train` and `heldout`: those of lowest hash are held out where training teaches their words.
+
+    Args:
+        lines: patterns.
+        always: how many of the first are never held out.
+        fresh: how many words of a held-out wording of at least five words may be new; a shorter one may hold none, as
+            a new word alone can only mean "not taught".
+    """
     wanted = max(2, round(HELD_OUT_SHARE * len(lines)))
     held: list[str] = []
     for line in sorted(lines[always:], key=stable_share):
         if len(held) == wanted:
             break
-        known = words_of(" ".join(other for other in lines if other != line and other not in held))
-        if min(len(words_of(wording) - known) for wording in expansions(line)) <= 1:
+        rest = [other for other in lines if other != line and other not in held]
+        known = words_of(" ".join(rest)) | _CARRIER_WORDS
+        taught = all(len(words_of(w) - known) <= (fresh if len(words_of(w)) > 4 else 0) for w in expansions(line))
+        if taught and not _texts(line) & set().union(*map(_texts, rest)):
             held.append(line)
     return {"train": tuple(line for line in lines if line not in held), "heldout": tuple(held)}
+
+
+@cache
+def _texts(line: str) -> frozenset[str]:
+    """Every wording of a line, as the model would read it."""
+    return frozenset(normalise_query(text.lstrip("+")) for text in expansions(line))
 
 
 def wordings(concept: str, split: str) -> dict[str, tuple[str, ...]]:
@@ -70,8 +88,8 @@ def wordings(concept: str, split: str) -> dict[str, tuple[str, ...]]:
     """
     return {
         "names": _parted(NAMES[concept], ALWAYS_TRAIN)[split],
-        "looks": _parted(LOOKS[concept])[split],
-        "asks": _parted(ASKS[concept])[split],
+        "looks": _parted(LOOKS[concept], fresh=1)[split],
+        "asks": _parted(ASKS[concept], fresh=1)[split],
     }
 
 
@@ -204,14 +222,22 @@ def _made_up_thing(rng: np.random.Generator) -> str:
         return plural + word
     if draw < 0.8:
         return plural + f"{_pick(_MODIFIERS, rng)} {word}"
-    if draw < 0.9:
-        return plural + f"{word} {_pick(('bodies', 'cells', 'disease', 'syndrome', 'tissue', 'virus', 'fibres'), rng)}"
+    if draw < 0.88:
+        return f"{word} {_pick(_HEADS, rng)}"
+    if draw < 0.94:
+        return f"{_pick(('deposits', 'areas', 'signs', 'traces', 'foci', 'clusters', 'a piece'), rng)} of {word}"
     return plural + f"{word} of the {_pick(('colon', 'liver', 'node', 'mucosa', 'breast', 'skin', 'kidney'), rng)}"
 
 
 _MODIFIERS = (
     "normal", "malignant", "low-grade", "high-grade", "invasive", "benign", "small", "large", "dark", "red", "serrated",
     "metastatic", "healthy", "mild", "severe", "colonic", "chronic", "acute", "old", "big", "green", "broken", "early",
+)  # fmt: skip
+
+
+_HEADS = (
+    "bodies", "cells", "disease", "syndrome", "tissue", "virus", "fibres", "deposits", "crystals", "pigment",
+    "granules", "nodules", "inclusions", "stain", "lesion", "infiltrate", "eggs", "machine", "sign", "structures",
 )  # fmt: skip
 
 
@@ -234,7 +260,7 @@ EXEMPLAR: tuple[str, ...] = (
     "(same as|like) the (example|reference)",
     "(find|show|outline) (anything|everything) (like|that looks like|similar to) the (example|reference|marked tissue)",
     "is there any of this (here|in this image)? (outline|mark|show) it",
-    "(segment|outline|mark) (all |)tissue (of the same kind|like the one marked|like the example|that matches the reference)",
+    "(segment|outline|mark) (all |)tissue (of the same kind|like the marked one|like the example|as in the reference)",
     "do you see the marked (structure|tissue) here too? (outline|mark|show) it",
     "use the reference and (segment|outline|mark) the same (structure|tissue|thing)",
     "repeat (this|the example) here",
@@ -275,7 +301,8 @@ def untidy(text: str, rng: np.random.Generator, amount: float = NOISE) -> str:
     if rng.random() < 0.25 * amount:
         text = _typo(text, rng)
     if rng.random() < amount:
-        text = _pick((text.rstrip("?."), text.rstrip("?.") + ".", text + "!", text.rstrip("?") + " ?", text + "??"), rng)
+        bare = text.rstrip("?.")
+        text = _pick((bare, bare + ".", text + "!", bare + " ?", text + "??"), rng)
     if rng.random() < 1.5 * amount:
         text = (str.upper, str.title, _sentence, _sentence, _sentence)[int(rng.integers(5))](text)
     return text

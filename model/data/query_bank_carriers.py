@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a line is a wording)
 """The sentences a wanted thing is asked in; shared by things that are known and things that are not.
 
 Slots: `{x}` the thing, `{is}` is/are, `{exist}` is there/are there, `{it}` it/them, `{this}` this/these, `{do}` does/do.

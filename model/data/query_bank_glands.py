@@ -1,8 +1,9 @@
+# ruff: noqa: E501 (a line is a wording)
 """Wordings of the glands and their six diagnoses.
 
 For each concept `NAMES` name it, `LOOKS` describe it as a noun phrase without naming it, `ASKS` are whole questions that
 imply it. A leading `+` marks a plural; `(a|b)` as in `model/data/grammar.py`. One line is one wording: lines are what is
-held out, except for a concept's first three names. A wording must fit one concept only.
+held out, except for a concept's first five names. A wording must fit one concept only.
 """
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -29,7 +30,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "+tumou(r) glands",
         "gland( |-)forming (cancer|carcinoma|tumour|malignancy)",
         "glandular (cancer|carcinoma|malignancy)",
-        "malignant (glandular |)epithelium",
+        "malignant glandular epithelium",
         "malignant (mucosa|glandular tumour|glandular growth)",
         "+(invasive|invading|infiltrating) (malignant |cancer |cancerous |)glands",
         "+neoplastic invasive glands",
@@ -186,10 +187,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "serrated (lesion|polyp|neoplasia|tissue|growth)",
         "+serrated (glands|crypts|lesions|polyps)",
         "sessile serrated (lesion|adenoma|polyp)",
-        "ssl",
-        "ssa",
-        "ssa/p",
-        "(ssp|ssld)",
+        "(ssl|ssa|ssa/p|ssp|ssld)",
         "tsa",
         "traditional serrated adenoma",
         "(sessile |)serrated (adenoma/polyp|adenoma or polyp)",

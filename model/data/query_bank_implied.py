@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a line is a wording)
 """Wordings that imply a gland diagnosis without naming it: `LOOKS` (noun phrases) and `ASKS` (whole questions).
 
 Notation as in `query_bank_glands.py`. Each wording must fit one diagnosis only.
@@ -84,6 +85,8 @@ LOOKS: dict[str, tuple[str, ...]] = {
         "the (more|most) (worrying|dangerous|severe|advanced|serious) (kind|type|form) of precancer",
         "precancer(ous tissue|ous glands|) (with|of|at) high risk",
         "+glands at high risk of (becoming cancer|turning malignant|turning into cancer)(, not invasive yet|)",
+        "+glands (about|soon|going) to (become|turn into|be) (cancer|malignant glands|invasive)",
+        "tissue (about|soon) to (become|turn into|be) (cancer|invasive cancer|a carcinoma)",
         "the immediate precursor of (cancer|invasion|invasive cancer)",
         "+severely disordered glands (that do not invade|not yet invading|which have not invaded)",
         "neoplastic (epithelium|mucosa|tissue) (with severe|of severe|with marked|of the greatest) (atypia|degree|severity) (without|but no) invasion",
@@ -264,7 +267,7 @@ ASKS: dict[str, tuple[str, ...]] = {
         "where do the cells look (malignant|cancerous) but have not (invaded|broken through)?",
         "what must be removed completely (soon |)because it (will|may) soon (become cancer|be cancer|invade)?",
         "which (area|tissue|lesion) has a high risk of (becoming|turning into) cancer but (is not invasive|has not invaded)?",
-        "which precancerous (glands|tissue|area) (carry|carries|has|have) (a |)(high|great|the greatest) (risk|danger)?",
+        "which precancerous (glands|tissue|area) (carry|carries|has|have) (a high|a great|the greatest) (risk|danger)?",
         "where is the (precancer|precancerous change) (severe|worst|most advanced)?",
         "(outline|mark|show) the precancer that is severe",
         "(outline|mark|show) the glands with severe atypia but no invasion",

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a line is a wording)
 """Wordings of tumour nests, tumour in general, and the tissues around: `NAMES`, `LOOKS`, `ASKS`.
 
 Notation as in `query_bank_glands.py`.
@@ -41,8 +42,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "(metastatic|secondary) (tumour|cancer|carcinoma|disease|deposit|breast cancer|breast carcinoma)",
         "+(metastatic|secondary|tumour|cancer) deposits",
         "(lymph node|nodal) (metastasis|deposit|involvement)",
-        "+(lymph node|nodal) (metastases|deposits|mets)",
-        "+mets",
+        "+(lymph node |nodal |)(metastases|mets)",
         "(macrometastasis|micrometastasis)",
         "solid (tumour|carcinoma|cancer)",
         "+solid (tumour|carcinoma|cancer|malignant) (nests|islands|sheets|groups|areas)",
@@ -342,7 +342,7 @@ ASKS: dict[str, tuple[str, ...]] = {
         "(outline|mark|show) the ghost-like debris",
         "where is there only debris (left|)?",
         "what remains (after|when) cells die? (outline|mark|show) it",
-        "what has a good response to chemotherapy left behind as dead tissue?",
+        "what has a good response to chemotherapy left behind as debris?",
         "is any (tissue|part) dead? (outline|mark|show) it",
         "where is nothing (alive|living) any more?",
     ),
@@ -354,12 +354,12 @@ ASKS: dict[str, tuple[str, ...]] = {
         "which tissue (was made|is made|is laid down) by fibroblasts?",
         "which part would (a trichrome|masson trichrome|sirius red) stain (show|colour|highlight)?",
         "where is (the |)collagen (laid down|deposited)?",
-        "(outline|mark|show) the pink fibrous (background|tissue)",
+        "(outline|mark|show) the pink fibrous background",
         "(outline|mark|show) the scaffold of the tissue",
         "(outline|mark|show) what supports the glands",
         "how does the body scar around the tumour? (outline|mark|show) it",
         "which area is neither (gland|epithelium) nor (nest|tumour) but pink fibres?",
-        "where would the tumour stroma ratio count the non-tumour part?",
+        "which part between the nests is only fibres and no tumour?",
     ),
     "vessel": (
         "where does (the |)blood (flow|run|travel)?",
@@ -383,7 +383,7 @@ ASKS: dict[str, tuple[str, ...]] = {
         "which (tissue|cells) (looks|look) like (soap bubbles|chicken wire|a honeycomb|bubble wrap)?",
         "which tissue would oil red o (stain|colour)?",
         "which tissue would (be|look) yellow (at grossing|to the surgeon|to the naked eye)?",
-        "(outline|mark|show) the (empty|clear|white) bubbles(with thin walls|)",
+        "(outline|mark|show) the (empty|clear|white) bubbles( with thin walls|)",
         "(outline|mark|show) the cells with one large vacuole",
         "(outline|mark|show) the honeycomb of clear cells",
         "where did lipid (dissolve|wash out) (in|during) processing?",

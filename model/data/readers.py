@@ -34,6 +34,12 @@ _NOT_IN_LYMPH_NODE = ("normal_gland", "polyp", "low_grade", "high_grade", "serra
 _NOT_IN_BREAST = ("polyp", "serrated")
 
 
+GLAS_MISPAIRED = frozenset(
+    {"testA_1", "testA_3", "testB_1", *(f"train_{number}" for number in range(1, 8))}
+)
+"""Pictures of the copy at hand whose mask is another's (`train_2` has that of `train_21`; three differ in size)."""
+
+
 def data_folder() -> Path:
     """Where the real data lies: `SLIDEREASON_DATA`, or `../shared/data` beside the repository."""
     default = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -206,15 +212,22 @@ def read_slide_at(path: Path, mpp: float) -> tuple[np.ndarray, np.ndarray]:
     return image, cv2.resize(mask, size, interpolation=cv2.INTER_AREA) >= 0.5
 
 
-def read_glas(folder: Path, facts: bool = False) -> Iterator[Scene]:
+def read_glas(folder: Path, facts: bool = False, skip: frozenset[str] = GLAS_MISPAIRED) -> Iterator[Scene]:
     """GlaS (Sirinukunwattana et al. 2017, research only, evaluation only): colon glands at 0.62 µm/px.
 
-    The mask is an instance index or a foreground; only `gland` is sure, as `benign` holds adenomas too; malignant pictures are
-    `malignant_gland` and `tumour`, benign ones hold neither.
+    The mask is an instance index or a foreground; for benign pictures only `gland` is sure, as `benign` holds adenomas
+    too; malignant ones are `malignant_gland` and `tumour`, benign ones hold neither.
+
+    Args:
+        folder: holds `images/`, `masks/` and `Grade.csv`.
+        facts: measure every scene.
+        skip: names to leave out, by default the pictures whose mask belongs to another picture.
     """
     with open(folder / "Grade.csv", newline="") as file:
         rows = {row[0].strip(): [cell.strip() for cell in row] for row in csv.reader(file) if row}
     for path in sorted((folder / "images").glob("*.jpg")):
+        if path.stem in skip:
+            continue
         _, patient, grade, _ = rows[path.stem]
         mask = read_index(folder / "masks" / f"{path.stem}.png") > 0
         masks: dict[str, np.ndarray] = {"gland": mask}

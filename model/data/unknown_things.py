@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Things the model is never taught: pathology outside its list, everyday things, abstract things, whole questions.
 
 A wording of a taught concept must never appear here. `HELD_OUT` are for evaluation only and never train; the others
@@ -144,7 +145,7 @@ CODAS = ("", "", "") + tuple("b ck d f g l ll m n nd ng nk nt p r rk rt s sh sk 
 ROOTS = tuple(
     "abdomin adren angi arthr athero aur blephar bronch burs cardi cerebr cervic chole chondr chrom cochle conjunctiv cox cyst "
     "dacry dent derm duoden encephal enter esophag gastr gingiv gloss gnath hepat hidr hist hyster ileo kerat lact lapar laryng "
-    "lith mast mening metr my myel nephr neur odont onych oophor ophthalm orch oste ot pancreat pharyng phleb pleur pneum proct "
+    "lith mast mening metr my myel nephr neur odont onych oophor ophthalm orch oste pancreat pharyng phleb pleur pneum proct "
     "prostat pyel rhin salping scler scolec splen spondyl stomat synov thyr trache trich ureter uvul vagin vesic xanth zyg".split()
 )
 ENDINGS = tuple(
