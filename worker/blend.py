@@ -1,6 +1,6 @@
 """Overlapping tiles become one probability: a smooth window, and sums that do not depend on who came first.
 
-The sums are integers (window in 1/1024, probability in 1/65535), so a block's bytes are the same in whatever order its
+The sums are integers (window in 1/8192, probability in 1/65535), so a block's bytes are the same in whatever order its
 tiles arrive, on any worker, after any number of deaths.
 """
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from model.segmenter import TileAnswer
 
 WINDOW_FLOOR = 0.05
-WINDOW_STEPS = 1024
+WINDOW_STEPS = 8192
+"""At an overlap of 0.75 the windows over a pixel sum to at most 4.5, so that the votes stay below 2^32."""
+
 PROBABILITY_STEPS = 65535
 REACH = 3
 """Neighbours looked at on each side: an overlap of at most 0.75 leaves a stride of a quarter of a tile."""

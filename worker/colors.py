@@ -1,14 +1,15 @@
 """The colours of queries, the same in overlay, report and exports."""
 
+# Green first: nothing in haematoxylin and eosin is green.
 QUERY_COLORS = (
-    (230, 57, 70),
-    (29, 120, 216),
-    (244, 162, 40),
-    (0, 150, 110),
-    (155, 93, 229),
-    (214, 64, 159),
+    (0, 185, 90),
+    (30, 110, 230),
+    (240, 140, 0),
     (0, 160, 190),
-    (140, 110, 20),
+    (205, 175, 0),
+    (225, 45, 60),
+    (130, 90, 220),
+    (120, 105, 90),
 )
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from worker.slides import Slide
 
 JPEG_QUALITY = 86
-FILL = 0.22
+FILL = 0.13
+NAME_SIZE = 0.7
 MARKER_PX = 7
 """Regions that would be smaller than this in the overview get a ring instead of an outline."""
 
@@ -154,13 +155,12 @@ def draw_frame(canvas: Canvas, box_px0: Box, color: tuple[int, int, int] = (20, 
             cv2.line(canvas.image, (x, y), (x, min(y + 5, bottom)), color, 1, cv2.LINE_AA)
 
 
-def draw_markers(canvas: Canvas, regions: Sequence[Mapping], named: Mapping[str, str]) -> None:
-    """Ring the regions too small to see, and name some.
+def draw_markers(canvas: Canvas, regions: Sequence[Mapping]) -> None:
+    """Ring the regions too small to see.
 
     Args:
         canvas: drawn upon.
-        regions: report entries with `bbox_px0`, `centroid_px0`, `query_index` and `region_id`.
-        named: the words to write beside a region, by its id.
+        regions: report entries with `bbox_px0`, `centroid_px0` and `query_index`.
     """
     for region in regions:
         x0, y0, x1, y1 = region["bbox_px0"]
@@ -169,21 +169,38 @@ def draw_markers(canvas: Canvas, regions: Sequence[Mapping], named: Mapping[str,
             centre = canvas.place(*region["centroid_px0"])
             cv2.circle(canvas.image, centre, MARKER_PX, (20, 20, 24), 3, cv2.LINE_AA)
             cv2.circle(canvas.image, centre, MARKER_PX, query_color(region["query_index"]), 2, cv2.LINE_AA)
-    for region in regions:
-        if region["region_id"] in named:
-            _write_name(canvas, region, named[region["region_id"]])
 
 
-def _write_name(canvas: Canvas, region: Mapping, name: str) -> None:
-    """Write a name in a filled plate at the region's centroid."""
-    (width, height), baseline = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
-    x, y = canvas.place(*region["centroid_px0"])
+def write_names(canvas: Canvas, frame: LabelFrame, regions: Sequence[Mapping], names: Mapping[str, str]) -> None:
+    """Write names on regions, each where its region is thickest.
+
+    Args:
+        canvas: drawn upon.
+        frame: where the labels are.
+        regions: report entries with `label`, `centroid_px0`, `query_index` and `region_id`.
+        names: the words, by region id.
+    """
+    height, width = canvas.image.shape[:2]
+    for query_index in sorted({region["query_index"] for region in regions}):
+        labels = frame.read(query_index, canvas.box_px0, width, height)
+        for region in regions:
+            if region["query_index"] == query_index and region["region_id"] in names:
+                depth = cv2.distanceTransform((labels == region["label"]).astype(np.uint8), cv2.DIST_L2, 5)
+                row, col = np.unravel_index(int(depth.argmax()), depth.shape)
+                place = (int(col), int(row)) if depth[row, col] > 0 else canvas.place(*region["centroid_px0"])
+                _write_name(canvas, place, names[region["region_id"]], query_color(query_index))
+
+
+def _write_name(canvas: Canvas, place: tuple[int, int], name: str, color: tuple[int, int, int]) -> None:
+    """Write a name in a filled plate around a point of the picture."""
+    (width, height), baseline = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, NAME_SIZE, 1)
+    x, y = place
     rows, cols = canvas.image.shape[:2]
     x = int(np.clip(x - width // 2, 5, max(5, cols - width - 5)))
     y = int(np.clip(y + height // 2, height + 5, max(height + 5, rows - baseline - 3)))
     corner, opposite = (x - 5, y - height - 5), (x + width + 5, y + baseline + 2)
-    cv2.rectangle(canvas.image, corner, opposite, query_color(region["query_index"]), -1, cv2.LINE_AA)
-    cv2.putText(canvas.image, name, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+    cv2.rectangle(canvas.image, corner, opposite, color, -1, cv2.LINE_AA)
+    cv2.putText(canvas.image, name, (x, y), cv2.FONT_HERSHEY_SIMPLEX, NAME_SIZE, (255, 255, 255), 1, cv2.LINE_AA)
 
 
 def data_uri(image: np.ndarray) -> str:

@@ -192,14 +192,15 @@ def _query_report(
     looked_um2 = coverage["looked_at_um2"]
     share = min(1.0, area_um2 / looked_um2) if looked_um2 else 0.0
     if largest is None:
-        answer = _not_found(spec, tally, said, coverage)
+        sentences = _not_found(spec, tally, said, coverage)
     else:
-        answer = _found(info, regions, largest, area_um2, share, looked_um2)
+        sentences = _found(info, regions, largest, area_um2, share, looked_um2)
     return {
         "query_index": index,
         "query": spec.queries[index],
         "found": largest is not None,
-        "answer": answer,
+        "answer": " ".join(sentences),
+        "details": sentences[1:],
         "regions": len(regions),
         "area_um2": round(area_um2, 3),
         "share_of_looked_at": round(share, 6),
@@ -213,8 +214,8 @@ def _query_report(
 
 def _found(
     info: SlideInfo, regions: Sequence[Region], largest: Region, area_um2: float, share: float, looked_um2: float
-) -> str:
-    """The answer when there are regions."""
+) -> list[str]:
+    """The answer's sentences when there are regions."""
     words = [
         f"Found: {count_words(len(regions), 'region')}, together {area_words(area_um2)}, "
         f"{percent_words(share)} of the {area_words(looked_um2)} looked at."
@@ -225,13 +226,15 @@ def _found(
     conclusion = conclusion_of(largest.chain)
     if conclusion:
         words.append(f"Its reasoning chain concludes: “{conclusion}”")
-    return " ".join(words)
+    return words
 
 
-def _not_found(spec: JobSpec, tally: _Tally, said: Sequence[Mapping[str, Any]], coverage: Mapping[str, Any]) -> str:
-    """The answer when there is none: plainly, and what the model said instead."""
+def _not_found(
+    spec: JobSpec, tally: _Tally, said: Sequence[Mapping[str, Any]], coverage: Mapping[str, Any]
+) -> list[str]:
+    """The answer's sentences when there is none: plainly, and what the model said instead."""
     if not coverage["looked_at"]:
-        return "Nothing was looked at, so nothing can be said."
+        return ["Nothing was looked at, so nothing can be said."]
     tiles, looked_um2 = coverage["looked_at"], coverage["looked_at_um2"]
     words = [f"Not found in the {count_words(tiles, 'tile')} looked at ({area_words(looked_um2)})."]
     if tally.emitted:
@@ -242,7 +245,7 @@ def _not_found(spec: JobSpec, tally: _Tally, said: Sequence[Mapping[str, Any]], 
     if said:
         share = f"{said[0]['tiles']:,} of {tally.emitted + tally.silent:,}"
         words.append(f"What most tiles said ({share}): “{said[0]['text']}”")
-    return " ".join(words)
+    return words
 
 
 def coverage_words(coverage: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from worker.pictures import (
     draw_markers,
     padded_box,
     take_picture,
+    write_names,
 )
 from worker.report import coverage_words
 from worker.wording import SEG, area_words, count_words, percent_words, read_chain
@@ -113,7 +114,8 @@ def _overview(report: Mapping, frame: LabelFrame, slide: "Slide", featured: Sequ
     for query in report["queries"]:
         draw_labels(canvas, frame, query["query_index"])
     names = {entry["region"]["region_id"]: str(entry["region"]["label"]) for entry in featured}
-    draw_markers(canvas, report["regions"], names)
+    draw_markers(canvas, report["regions"])
+    write_names(canvas, frame, [entry["region"] for entry in featured], names)
     return data_uri(canvas.image)
 
 
