@@ -10,6 +10,7 @@ GLASS_MIN_LIGHT = 170
 GLASS_MAX_CHROMA = 28
 GLASS_MAX_SPREAD = 4.0
 TEXTURE_MIN_SPREAD = 2.5
+PALE_MIN_DENSITY = 0.025
 STAIN_LIMITS = (0.10, 0.22)
 """Optical density over the glass that counts as stained: Otsu's threshold, held within these."""
 
@@ -38,7 +39,7 @@ def find_tissue(thumbnail: np.ndarray) -> np.ndarray:
         return stained
     # pale collagen is no darker than glass may be, but it is not smooth
     rough = spread > max(TEXTURE_MIN_SPREAD, 2 * float(np.percentile(spread[glass], 90)))
-    tissue = _reach_into_pale(stained, ((density > max(0.04, 1.5 * noise)) | rough) & ~padding)
+    tissue = _reach_into_pale(stained, ((density > max(PALE_MIN_DENSITY, 1.5 * noise)) | rough) & ~padding)
     return _close(tissue) & ~padding
 
 
@@ -71,15 +72,23 @@ def _find_glass(smooth: np.ndarray, spread: np.ndarray, padding: np.ndarray) -> 
     glass = (light >= GLASS_MIN_LIGHT) & (chroma <= GLASS_MAX_CHROMA) & (spread < GLASS_MAX_SPREAD) & ~padding
     if glass.sum() < MIN_GLASS_SHARE * (~padding).sum() or not glass.any():
         return glass, None
-    # the brightest common light among the candidates is glass; pale flat tissue is a little darker
-    values = light[glass]
-    counts = np.bincount(values.astype(np.int64), minlength=256).astype(np.float64)
-    counts = np.convolve(counts, np.ones(5), mode="same")
-    mode = int(np.flatnonzero(counts >= 0.3 * counts.max())[-1])
+    mode = _brightest_mode(light[glass])
+    # what a scanner fills in where it did not scan is brighter than its glass, and without any noise
+    scanned = glass & (spread > 0.3) & (light > 0.92 * mode)
+    if scanned.sum() >= MIN_GLASS_SHARE * (~padding).sum():
+        mode = _brightest_mode(light[scanned])
+        glass = scanned
     glass &= np.abs(light - mode) <= 6
     if not glass.any():
         return glass, None
     return glass, np.median(smooth[glass], axis=0).astype(np.float64)
+
+
+def _brightest_mode(light: np.ndarray) -> int:
+    """The brightest common value: pale flat tissue is common too, and a little darker than glass."""
+    counts = np.bincount(light.astype(np.int64), minlength=256).astype(np.float64)
+    counts = np.convolve(counts, np.ones(5), mode="same")
+    return int(np.flatnonzero(counts >= 0.3 * counts.max())[-1])
 
 
 def _density(image: np.ndarray, glass: np.ndarray) -> np.ndarray:
