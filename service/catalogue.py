@@ -180,7 +180,10 @@ class Catalogue:
         self.ledger.register_slide(slide_id, str(path), details)
 
     def _entry(self, slide_id: str) -> SlideEntry:
-        row = self.ledger.slide(slide_id)
+        try:
+            row = self.ledger.slide(slide_id)
+        except SlideNotFound:
+            raise SlideNotFound("no slide has this id; GET /v1/slides lists what there is", field="slide") from None
         info = row.details.get("info")
         name = row.details.get("name")
         path = Path(row.reference)

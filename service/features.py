@@ -12,6 +12,7 @@ from worker.errors import BadRequest
 
 PIECE_BYTES = 1 << 16
 AREA = "Area µm^2"
+FEATURE = b'{"type": "Feature",'
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def read_features(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, A
         for line in file:
             here, offset = offset, offset + len(line)
             text = line.strip().rstrip(b",")
-            if text.startswith(b'{"type": "Feature",'):
+            if text.startswith(FEATURE):
                 yield here, json.loads(text)
 
 
@@ -131,7 +132,7 @@ def find_feature(path: Path, region_id: str) -> dict[str, Any] | None:
     needle = region_id.encode()
     with path.open("rb") as file:
         for line in file:
-            if needle in line:
+            if line.startswith(FEATURE) and needle in line:
                 feature = json.loads(line.strip().rstrip(b","))
                 if feature.get("id") == region_id:
                     return feature

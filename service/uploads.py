@@ -28,11 +28,13 @@ class Upload:
 
     Attributes:
         folder: exists, empty at first. files: written so far. name: the text part `name`, if any.
+        ended: the closing boundary has come; without it the body was cut off.
     """
 
     folder: Path
     files: list[Path] = field(default_factory=list)
     name: bytes = b""
+    ended: bool = False
     _headers: dict[bytes, bytes] = field(default_factory=dict)
     _header: tuple[bytes, bytes] = (b"", b"")
     _part: str = ""
@@ -55,6 +57,7 @@ class Upload:
                 "on_headers_finished": self._open,
                 "on_part_data": self._write,
                 "on_part_end": self.close,
+                "on_end": self._end,
             },
         )
 
@@ -63,6 +66,9 @@ class Upload:
         if self._file:
             self._file.close()
             self._file = None
+
+    def _end(self) -> None:
+        self.ended = True
 
     def _begin(self) -> None:
         self._headers = {}
@@ -107,6 +113,8 @@ async def receive_upload(request: Request, folder: Path) -> Upload:
     upload = Upload(folder)
     try:
         await _receive(request, upload)
+        if not upload.ended:
+            raise Problem(400, "malformed-request", f"the body ended too early; accepted is {FORM}", field="file")
         if not upload.files:
             raise Problem(422, "bad-request", f"the body has no file; accepted is {FORM}", field="file")
     except BaseException as error:

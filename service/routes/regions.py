@@ -82,6 +82,7 @@ def show_region(
     feature = Filter(shift_px0=_shift(rooms, job, frame)).apply(feature)
     body: dict[str, Any] = {"region_id": region_id, "job": job_id}
     body |= _evidence(rooms, job_id, region_id)
+    body["query"] = job.spec.queries[body["query_index"]]
     body |= {"frame": frame, "bbox": box_of(feature["geometry"]["coordinates"]), "feature": feature}
     body["links"] = [
         {
@@ -98,7 +99,7 @@ def show_region(
 def _evidence(rooms: Rooms, job_id: str, region_id: str) -> dict[str, Any]:
     """The region's entry in the report."""
     report = json.loads(rooms.artifacts.report_json(job_id).read_bytes())
-    return next((entry for entry in report["regions"] if entry["region_id"] == region_id), {})
+    return next(entry for entry in report["regions"] if entry["region_id"] == region_id)
 
 
 def _shift(rooms: Rooms, job: JobRow, frame: str) -> tuple[float, float]:

@@ -1,9 +1,10 @@
-"""A service over a real ledger on SQLite, with made slides and, where asked for, a job finished by the real pipeline."""
+"""A service over a real ledger on SQLite, with made slides and a job finished by the real pipeline."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import pytest
 from fastapi.testclient import TestClient
 
@@ -15,6 +16,7 @@ from tests.segmenters import hue_segmenter
 from worker.engine import Engine
 
 QUERY = "Where are the nuclei?"
+OPENED: dict = {}  # what children found out about the made slides; opening each once per test run is enough
 
 
 @dataclass
@@ -40,7 +42,8 @@ class Served:
 
     def post(self, **body) -> dict:
         """Create a job on the good slide; its status document."""
-        answer = self.client.post("/v1/jobs", json={"slide": "good.tif", "query": QUERY, **body})
+        question = {} if "queries" in body else {"query": QUERY}
+        answer = self.client.post("/v1/jobs", json={"slide": "good.tif", **question, **body})
         assert answer.status_code == 202, answer.text
         return answer.json()
 
@@ -55,6 +58,7 @@ def serve(folder: Path, data: Path, **more) -> Iterator[Served]:
     """An application, open until the iterator goes on."""
     app = create_app(make_settings(folder, data, **more))
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        app.state.rooms.catalogue._known = OPENED
         yield Served(client, app.state.rooms, folder)
 
 
@@ -64,11 +68,14 @@ def slide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("roots") / "slides"
     folder.mkdir()
     picture = tissue_picture(1200, 900)
+    for centre, radius in (((450, 400), 70), ((700, 500), 90), ((620, 260), 40)):
+        cv2.circle(picture, centre, radius, (95, 50, 140), -1)
+    cv2.circle(picture, (700, 500), 35, (205, 120, 170), -1)  # a hole
     write_pyramid(folder / "good.tif", picture)
     write_pyramid(folder / "no_mpp.tif", picture, mpp=None)
     (folder / "text.svs").write_text("this is no slide")
     (folder / "empty.svs").write_bytes(b"")
-    (folder / "broken.svs").write_bytes((folder / "good.tif").read_bytes()[:1000])
+    (folder / "broken.svs").write_bytes((folder / "good.tif").read_bytes()[:1000].replace(b"\x00", b"\xff"))
     return folder
 
 

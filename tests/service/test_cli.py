@@ -66,7 +66,8 @@ before = sorted(sys.modules)
 data = Path(sys.argv[1])
 app = create_app(Settings(data=data, broker_url=f"redis+socket://{data}/none.sock", slides=(Path(sys.argv[2]),)))
 with TestClient(app, base_url="http://127.0.0.1") as client:
-    answers = [client.get(path).status_code for path in ("/healthz", "/v1/jobs", "/v1/slides", "/v1/models", "/openapi.json")]
+    paths = ("/healthz", "/v1/jobs", "/v1/slides", "/v1/models", "/openapi.json")
+    answers = [client.get(path).status_code for path in paths]
     job = client.post("/v1/jobs", json={"slide": "good.tif", "query": "Where?"})
 print(json.dumps([before, sorted(sys.modules), answers, job.status_code]))
 """
