@@ -13,8 +13,8 @@ from worker.slide_info import PLAUSIBLE_MPP, describe_slide, is_plausible, true_
 from worker.slide_readers import OpenSlideReader, PictureReader, Reader, TiffSlideReader, reason
 from worker.types import SlideInfo
 
-WHOLE_READ_PX = 2**29
-"""Source pixels a thumbnail may cost (some 10 s of OpenSlide on one core)."""
+WHOLE_READ_PX = 2**28
+"""Source pixels a thumbnail may cost (some 5 s of OpenSlide on one core)."""
 
 PIECE_PX = 2**24
 """Source pixels held at once while a large frame is reduced (48 MB as RGB)."""
