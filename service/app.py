@@ -1,9 +1,11 @@
 """The application: wiring only."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -13,6 +15,7 @@ from service import docs, errors
 from service.limits import Limits
 from service.rooms import Rooms
 from service.routes import health, jobs, models, overlays, regions, reports, slides
+from service.schemas import ProblemBody
 from service.settings import Settings, read_settings
 
 DESCRIPTION = (
@@ -49,9 +52,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        responses={"default": {"model": ProblemBody, "description": "What went wrong, as an RFC 9457 problem"}},
         lifespan=lifespan,
     )
     app.state.rooms = rooms
+    app.openapi = partial(_describe, app, app.openapi)
     errors.install(app)
     for room in (models, slides, jobs, overlays, regions, reports, health, docs):
         app.include_router(room.router)
@@ -65,6 +70,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(ResultsCors, origins=settings.cors_origins)
     app.add_middleware(SafeHeaders)
     return app
+
+
+def _describe(app: FastAPI, describe: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """OpenAPI with the media type that errors really have."""
+    if not app.openapi_schema:
+        for path in describe()["paths"].values():
+            for operation in path.values():
+                for answer in operation["responses"].values():
+                    content = answer.get("content", {})
+                    if content.get("application/json", {}).get("schema", {}).get("$ref", "").endswith("/ProblemBody"):
+                        content[errors.MEDIA_TYPE] = content.pop("application/json")
+    return app.openapi_schema
 
 
 def our_version() -> str:

@@ -99,6 +99,15 @@ def _check_kind(path: Path, roots: Sequence[Path]) -> None:
         return
     if not path.is_dir():
         raise SlideUnreadable("a slide is a regular file or a DICOM folder; this is neither", field="slide")
+    try:
+        _check_folder(path, roots)
+    except PermissionError as error:
+        if isinstance(error, SlideForbidden):
+            raise
+        raise SlideUnreadable("the folder may not be read by the service", field="slide") from None
+
+
+def _check_folder(path: Path, roots: Sequence[Path]) -> None:
     with os.scandir(path) as entries:
         for number, entry in enumerate(entries):
             if number >= MAX_FOLDER_ENTRIES:

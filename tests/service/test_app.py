@@ -173,6 +173,9 @@ def test_openapi_describes_every_route(served: Served) -> None:
         "multipart/form-data",
     }
     assert api["components"]["schemas"]["JobRequest"]["additionalProperties"] is False
+    assert "HTTPValidationError" not in api["components"]["schemas"], "errors are problems, and described as such"
+    default = api["paths"]["/v1/jobs"]["get"]["responses"]["default"]["content"]
+    assert default == {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
     for path in api["paths"].values():
         assert all(operation["summary"] for operation in path.values())
 

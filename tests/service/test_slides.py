@@ -131,6 +131,16 @@ def test_an_upload_becomes_a_slide(served: Served, slide_folder: Path) -> None:
     assert served.client.post("/v1/jobs", json={"slide": slide["slide_id"], "query": QUERY}).status_code == 202
 
 
+@pytest.mark.real
+def test_a_dicom_series_is_uploaded_file_by_file(served: Served, shared_data: Path) -> None:
+    series = sorted((shared_data / "slides" / "cmu-1-small-region-dicom").glob("*.dcm"))
+    assert len(series) > 1
+    answer = served.client.post("/v1/slides", files=[("file", (path.name, path.read_bytes())) for path in series])
+    assert answer.status_code == 201, answer.text
+    assert (answer.json()["format"], answer.json()["width_px0"]) == ("dicom", 2220)
+    assert answer.json()["size_bytes"] == sum(path.stat().st_size for path in series)
+
+
 def test_an_upload_that_is_no_slide_leaves_nothing(served: Served) -> None:
     answer = served.client.post("/v1/slides", files={"file": ("a.svs", b"no slide")})
     assert (answer.status_code, answer.json()["field"]) == (422, "file")
