@@ -34,7 +34,7 @@ def run_segment(argv: Sequence[str]) -> int:
         0; 2 for input that is not accepted, 1 for a job that failed, each said in one line on stderr.
     """
     options = _segment_parser().parse_args(argv)
-    return _told("segment", lambda: _segment(options))
+    return _told("segment", lambda: _segment(options), options.slide)
 
 
 def run_worker(argv: Sequence[str]) -> int:
@@ -76,7 +76,7 @@ def run_demo(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     options.overwrite = True
     options.query = options.query or [os.environ.get("QUERY") or DEMO_QUERY]
-    return _told("demo", lambda: _demo(options))
+    return _told("demo", lambda: _demo(options), options.slide)
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -116,16 +116,17 @@ def _positive(text: str) -> float:
     return value
 
 
-def _told(command: str, run: Callable[[], int]) -> int:
-    """Run a command; what went wrong is one line."""
+def _told(command: str, run: Callable[[], int], slide: str | None = None) -> int:
+    """Run a command; what went wrong is one line, and says of which slide or option."""
     try:
         return run()
     except KeyboardInterrupt:
         print(f"slidereason {command}: stopped; nothing was written", file=sys.stderr)
         return STOPPED
     except SlideReasonError as error:
-        option = f" [--{error.field.replace('_', '-')}]" if error.field else ""
-        print(f"slidereason {command}: {' '.join(str(error).split())}{option}", file=sys.stderr)
+        subject = f"{slide}: " if slide and isinstance(error, SlideUnreadable | MppUnknown) else ""
+        option = f" [--{error.field.replace('_', '-')}]" if error.field not in (None, "slide", "query") else ""
+        print(f"slidereason {command}: {subject}{' '.join(str(error).split())}{option}", file=sys.stderr)
         bad_input = isinstance(error, BadRequest | SlideNotFound | SlideForbidden | SlideUnreadable | MppUnknown)
         return BAD_INPUT if bad_input else FAILED
     except Exception as error:

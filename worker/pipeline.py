@@ -29,15 +29,13 @@ from worker.errors import BadRequest, CoverageTooLow, TileFailed
 from worker.exports.geojson import write_geojson
 from worker.ledger_units import BlockRow, Work
 from worker.looks import Asker, Look, Looks, Picture, probabilities, silent_tiles, take_looks
-from worker.overlay import create_overlay, write_block, write_reference
+from worker.overlay import create_overlay, write_block
 from worker.plan import block_of, plan_tiles
-from worker.slide_process import call_in_child, inspect_slide, read_thumbnail
 from worker.slides import Slide, open_slide
+from worker.survey import survey_slide, write_slide_reference
 from worker.tissue import find_tissue
 from worker.types import Block, JobSpec, Region, SlideInfo, Tile, TilePlan, TileRecord
 
-THUMBNAIL_PX = 2048
-REFERENCE_TIMEOUT_S = 900.0
 QUARANTINED = "quarantined: two workers were lost while it was in flight"
 
 
@@ -90,20 +88,14 @@ def plan_job(job_root: Path, work: Work, card: SegmenterCard, watch: Watch) -> P
     spec = work.spec
     if spec.tile_size_px not in (None, card.tile_size_px):
         raise BadRequest(f"tile_size_px must be {card.tile_size_px}, the size {card.name} takes", field="tile_size_px")
-    info = inspect_slide(spec.slide_path, spec.mpp_override)
-    tissue = find_tissue(read_thumbnail(spec.slide_path, THUMBNAIL_PX)) if spec.tissue == "auto" else None
+    info, thumbnail = survey_slide(spec)
+    tissue = None if thumbnail is None else find_tissue(thumbnail)
     plan = plan_tiles(info, spec, tissue, card.tile_size_px, card.default_mpp)
     watch.check()
     overlay = attempt_folder(job_root, "plan", work.token) / "overlay.zarr"
     create_overlay(overlay, plan, info, spec.queries)
-    call_in_child(write_reference_of, overlay, plan, info, spec, timeout_s=REFERENCE_TIMEOUT_S)
+    write_slide_reference(overlay, plan, info, spec)
     return Planned(plan, info, {key: len(block_of(plan, key).owned) for key in plan.block_keys})
-
-
-def write_reference_of(overlay: Path, plan: TilePlan, info: SlideInfo, spec: JobSpec) -> None:
-    """Write the RGB reference pyramid; runs in a child, because it decodes the whole slide."""
-    with open_slide(spec.slide_path, spec.mpp_override) as slide:
-        write_reference(overlay, plan, info, slide)
 
 
 def segment_block(job_root: Path, work: Work, engine: Engine, watch: Watch) -> BlockResult:

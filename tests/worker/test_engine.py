@@ -1,0 +1,180 @@
+"""The engine: one thread owns the model, and no answer depends on what else was asked."""
+
+import threading
+from concurrent.futures import Future, wait
+
+import numpy as np
+import pytest
+
+from model.segmenter import TileAnswer, TileBatch
+from tests.segmenters import HueSegmenter
+from worker.engine import AnswerCache, Engine, TileRequest
+from worker.errors import JobDismissed, TileFailed
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (256, 256, 3), np.uint8)
+
+
+class Recorder(HueSegmenter):
+    """Notes its batches and threads; waits for `go`; fails on pictures whose first pixel is 13."""
+
+    def __init__(self, waiting: bool = False):
+        super().__init__()
+        self.batches: list[int] = []
+        self.threads: set[str] = set()
+        self.entered = threading.Event()
+        self.go = threading.Event()
+        if not waiting:
+            self.go.set()
+
+    def predict(self, batch: TileBatch, cancelled=None) -> list[TileAnswer]:
+        self.entered.set()
+        assert self.go.wait(30)
+        if cancelled is not None and cancelled():
+            raise InterruptedError
+        self.batches.append(len(batch))
+        self.threads.add(threading.current_thread().name)
+        if (batch.images[:, 0, 0, 0] == 13).any():
+            raise ZeroDivisionError("bad tile")
+        return super().predict(batch)
+
+
+def bad_picture() -> np.ndarray:
+    image = picture(0)
+    image[0, 0, 0] = 13
+    return image
+
+
+def good_picture(seed: int) -> np.ndarray:
+    image = picture(seed)
+    image[0, 0, 0] = 1
+    return image
+
+
+def results(futures: list[Future]) -> list[TileAnswer]:
+    assert not wait(futures, timeout=60).not_done
+    return [future.result() for future in futures]
+
+
+def test_tiles_of_several_callers_share_batches_on_one_thread():
+    segmenter = Recorder(waiting=True)
+    with Engine(segmenter, max_batch=4) as engine:
+        first = engine.submit(TileRequest(good_picture(0), 1.0, "q"))
+        assert segmenter.entered.wait(30)
+        futures = [first]
+
+        def ask(seeds: range) -> None:
+            futures.extend([engine.submit(TileRequest(good_picture(seed), 1.0, "q")) for seed in seeds])
+
+        callers = [threading.Thread(target=ask, args=(range(start, start + 4),)) for start in (1, 5)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        segmenter.go.set()
+        results(futures)
+    assert segmenter.batches == [1, 4, 4]
+    assert segmenter.threads == {"engine"}
+
+
+def test_an_answer_is_the_segmenters_own():
+    segmenter = HueSegmenter()
+    image = picture(3) // 2
+    batch = TileBatch(image[None], np.ones(1, np.float32), ["q"], np.array([True]))
+    (expected,) = segmenter.predict(batch)
+    with Engine(segmenter) as engine:
+        (answer,) = results([engine.submit(TileRequest(image, 1.0, "q", forced=True))])
+    assert (answer.text, answer.p_seg, answer.forced) == (expected.text, expected.p_seg, expected.forced)
+    np.testing.assert_array_equal(answer.masks, expected.masks)
+
+
+def test_the_same_question_is_asked_once():
+    segmenter = Recorder()
+    with Engine(segmenter) as engine:
+        for _ in range(3):
+            results([engine.submit(TileRequest(good_picture(1), 1.0, "q"))])
+        assert sum(segmenter.batches) == 1
+        results([engine.submit(TileRequest(good_picture(1), 1.0, "q", forced=True))])
+        results([engine.submit(TileRequest(good_picture(1), 0.5, "q"))])
+        results([engine.submit(TileRequest(good_picture(1), 1.0, "other"))])
+        results([engine.submit(TileRequest(good_picture(2), 1.0, "q"))])
+    assert sum(segmenter.batches) == 5, "picture, mpp, question and force each make another question"
+
+
+def test_without_a_cache_everything_is_asked():
+    segmenter = Recorder()
+    with Engine(segmenter, cache_bytes=0) as engine:
+        for _ in range(3):
+            results([engine.submit(TileRequest(good_picture(1), 1.0, "q"))])
+    assert sum(segmenter.batches) == 3
+
+
+def test_a_bad_tile_fails_alone():
+    with Engine(Recorder(waiting=True)) as engine:
+        good = [engine.submit(TileRequest(good_picture(seed), 1.0, "q")) for seed in range(1, 4)]
+        bad = engine.submit(TileRequest(bad_picture(), 1.0, "q"))
+        engine._segmenter.go.set()
+        assert len(results(good)) == 3
+        with pytest.raises(TileFailed, match="ZeroDivisionError: bad tile"):
+            bad.result(60)
+
+
+def test_what_nobody_wants_any_more_is_not_computed():
+    segmenter = Recorder(waiting=True)
+    dismissed = threading.Event()
+    with Engine(segmenter, max_batch=1) as engine:
+        running = engine.submit(TileRequest(good_picture(1), 1.0, "q", cancelled=dismissed.is_set))
+        assert segmenter.entered.wait(30)
+        waiting = engine.submit(TileRequest(good_picture(2), 1.0, "q", cancelled=dismissed.is_set))
+        other = engine.submit(TileRequest(good_picture(3), 1.0, "q"))
+        dismissed.set()
+        segmenter.go.set()
+        for future in (running, waiting):
+            with pytest.raises(JobDismissed):
+                future.result(60)
+        results([other])
+    assert segmenter.batches == [1]
+
+
+def test_submit_waits_while_too_many_wait():
+    segmenter = Recorder(waiting=True)
+    with Engine(segmenter, max_batch=1, max_waiting=2) as engine:
+        futures = [engine.submit(TileRequest(good_picture(0), 1.0, "q"))]
+        assert segmenter.entered.wait(30)
+        futures += [engine.submit(TileRequest(good_picture(seed), 1.0, "q")) for seed in (1, 2)]
+        late = threading.Thread(target=lambda: futures.append(engine.submit(TileRequest(good_picture(9), 1.0, "q"))))
+        late.start()
+        late.join(0.3)
+        assert late.is_alive()
+        segmenter.go.set()
+        late.join(60)
+        assert len(results(futures)) == 4
+
+
+def test_a_closed_engine_takes_nothing():
+    engine = Engine(Recorder())
+    engine.close()
+    with pytest.raises(RuntimeError):
+        engine.submit(TileRequest(picture(0), 1.0, "q"))
+
+
+def answer(size: int) -> TileAnswer:
+    return TileAnswer("t", np.zeros((1, size, size), np.float16))
+
+
+def test_the_cache_throws_out_what_was_used_longest_ago():
+    cache = AnswerCache(3 * (2 * 100 * 100 + 600))
+    for key in (b"a", b"b", b"c"):
+        cache.put(key, answer(100))
+    assert cache.get(b"a") is not None
+    cache.put(b"d", answer(100))
+    assert [cache.get(key) is not None for key in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
+    assert cache.size_bytes <= cache.limit_bytes
+
+
+def test_the_cache_keeps_nothing_larger_than_itself():
+    cache = AnswerCache(1000)
+    cache.put(b"a", answer(100))
+    assert cache.get(b"a") is None
+    assert cache.size_bytes == 0
