@@ -163,8 +163,17 @@ def halve_mode(labels: np.ndarray) -> np.ndarray:
     """
     labels = _padded(labels)
     corners = [labels[0::2, 0::2], labels[0::2, 1::2], labels[1::2, 0::2], labels[1::2, 1::2]]
+    halved = corners[0].copy()
+    # Inside and outside of regions all four agree; only their rims are worth a vote.
+    rim = (corners[1] != halved) | (corners[2] != halved) | (corners[3] != halved)
+    halved[rim] = _most_frequent([corner[rim] for corner in corners])
+    return halved
+
+
+def _most_frequent(corners: list[np.ndarray]) -> np.ndarray:
+    """The most frequent of four (n,) arrays, element by element; ties as `halve_mode` says."""
     best = corners[0].copy()
-    best_score = np.zeros(best.shape, np.uint8)
+    best_score = np.zeros(len(best), np.uint8)
     for corner in corners:
         votes = sum((other == corner).astype(np.uint8) for other in corners)
         score = votes * 2 + (corner != 0)

@@ -21,8 +21,8 @@ from worker.pyramid import OVERLAY, block_places, block_slices, has_shard, open_
 from worker.types import JobSpec, Region, SlideInfo, TilePlan, TileRecord
 
 STAIR_TOLERANCE_PX = 1.0
-"""Perimeters are measured on outlines without the stairs of the pixels, which are up to 41 % too long. Measured on discs
-and turned rectangles: within 3.5 %."""
+"""Perimeters are measured on outlines without the stairs of the pixels, which are up to 41 % too long. On discs
+and turned rectangles this is within 3.5 %."""
 
 NAMELESS = uuid.UUID("3f0f5c0e-6d0c-5b43-9a55-7f0d8f1b0c11")
 """Namespace for jobs whose id is not itself a UUID."""
@@ -134,24 +134,25 @@ def _walk_blocks(job_root: Path, folder: Path, plan: TilePlan, spec: JobSpec, qu
         labels = labels_array[where].astype(np.int32)
         probability = probability_array[where]
         local, count = local_components(probability, spec.threshold)
-        walk.label_of[f"{row}_{col}"] = np.concatenate([[0], labels.ravel()[first_pixels(local, count)]]).astype(
-            np.int32
-        )
-        _count(walk, labels, probability)
+        label_of = np.zeros(count + 1, np.int32)
+        label_of[1:] = labels.ravel()[first_pixels(local, count)]
+        walk.label_of[f"{row}_{col}"] = label_of
+        _count(walk, label_of, local, probability)
         for label, polygon in _block_polygons(labels, where[1].start, where[0].start):
             walk.pieces.setdefault(label, []).append(polygon)
     return walk
 
 
-def _count(walk: _Walk, labels: np.ndarray, probability: np.ndarray) -> None:
-    """Add a block's pixels and probabilities to the totals of its labels."""
-    inside = labels > 0
-    found, index = np.unique(labels[inside], return_inverse=True)
-    areas = np.bincount(index, minlength=len(found))
-    sums = np.bincount(index, weights=probability[inside], minlength=len(found))
-    for label, area, total in zip(found.tolist(), areas.tolist(), sums.tolist(), strict=True):
-        walk.area_px[label] = walk.area_px.get(label, 0) + area
-        walk.probability[label] = walk.probability.get(label, 0) + int(total)
+def _count(walk: _Walk, label_of: np.ndarray, local: np.ndarray, probability: np.ndarray) -> None:
+    """Add a block's pixels and probabilities to the totals of its labels, component by component."""
+    inside = local > 0
+    components = local[inside]
+    areas = np.bincount(components, minlength=len(label_of))
+    sums = np.bincount(components, weights=probability[inside], minlength=len(label_of))
+    for component in np.flatnonzero(label_of).tolist():
+        label = int(label_of[component])
+        walk.area_px[label] = walk.area_px.get(label, 0) + int(areas[component])
+        walk.probability[label] = walk.probability.get(label, 0) + int(sums[component])
 
 
 def _block_polygons(labels: np.ndarray, left: int, top: int) -> Iterator[tuple[int, BaseGeometry]]:

@@ -89,11 +89,10 @@ def test_metadata_passes_the_published_schemas(job):
 
 
 def test_ome_zarr_reads_image_and_labels(job):
-    nodes = list(Reader(parse_url(str(job / OVERLAY)))())
-    assert [level.shape for level in nodes[0].data] == [(3, 900, 1300), (3, 450, 650), (3, 225, 325)]
-    nodes = list(Reader(parse_url(str(job / OVERLAY / "labels" / "0")))())
-    (labels,) = [node.data[0] for node in nodes if node.data[0].shape == (900, 1300)]
-    assert int(np.asarray(labels).max()) == 3
+    nodes = {node.metadata.get("name"): node.data for node in Reader(parse_url(str(job / OVERLAY)))() if node.data}
+    assert [level.shape for level in nodes["slide"]] == [(3, 900, 1300), (3, 450, 650), (3, 225, 325)]
+    assert [level.shape for level in nodes[QUERIES[0]]] == [(900, 1300), (450, 650), (225, 325)]
+    assert int(np.asarray(nodes[QUERIES[0]][0]).max()) == 3
 
 
 def test_levels_scales_and_names_match(job):
