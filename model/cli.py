@@ -129,7 +129,7 @@ def run_dataset(argv: Sequence[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     manifest = commands.add_parser("manifest", help="write evaluation manifests, with the pictures they name")
     manifest.add_argument("--out", type=Path, required=True, help="folder to write to, e.g. runs/manifests")
-    manifest.add_argument("--data", type=Path, help="folder of the data sets (default: SLIDEREASON_DATA)")
+    manifest.add_argument("--data", type=Path, help="folder of the data sets (default: SLIDEREASON_DATASETS)")
     manifest.add_argument("--split", default="test", choices=("val", "test"), help="whose patients (default: test)")
     manifest.add_argument("--seed", type=int, default=0, help="seed of the questions (default: 0)")
     options = parser.parse_args(argv)

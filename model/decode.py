@@ -170,7 +170,8 @@ class SlotDecoder:
         """Feed every row its last token; rows that are done leave."""
         tokenizer, limit = self.model.tokenizer, self.model.config.max_answer_tokens
         for row in [row for row, s in active.items() if s.last == tokenizer.eos or len(s.ids) >= limit]:
-            answers[active[row].tile] = self._answer(active.pop(row))
+            slot = active.pop(row)
+            answers[slot.tile] = self._answer(slot)
         if not active:
             return
         rows, slots = torch.tensor(list(active)), list(active.values())

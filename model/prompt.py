@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.data.queries import normalise_query
 from model.tokenizer import PathTokenizer
 
 
@@ -81,7 +82,7 @@ def build_sequence(
     """
     t = tokenizer
     reference = [t.ref] * grid**2 + [t.mem] if exemplar else []
-    question = t.encode(query.strip(), dropout) + t.encode(scale_words(mpp))
+    question = t.encode(normalise_query(query), dropout) + t.encode(scale_words(mpp))
     tile = [t.image] * grid**2
     body = tile + question if tile_first else question + tile
     prompt = [t.bos, *reference, *body, t.think]

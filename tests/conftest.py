@@ -15,9 +15,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real slides and masks; tests that need it skip where it is absent."""
-    folder = Path(os.environ.get("SLIDEREASON_DATA", REPOSITORY.parent / "shared" / "data"))
+    folder = Path(os.environ.get("SLIDEREASON_DATASETS", REPOSITORY.parent / "shared" / "data"))
     if not (folder / "README.md").exists():
-        pytest.skip(f"real data not found at {folder}; set SLIDEREASON_DATA to its folder")
+        pytest.skip(f"real data not found at {folder}; set SLIDEREASON_DATASETS to its folder")
     return folder
 
 

@@ -41,9 +41,9 @@ GLAS_MISPAIRED = frozenset(
 
 
 def data_folder() -> Path:
-    """Where the real data lies: `SLIDEREASON_DATA`, or `../shared/data` beside the repository."""
+    """Where the real data lies: `SLIDEREASON_DATASETS`, or `../shared/data` beside the repository."""
     default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    return Path(os.environ.get("SLIDEREASON_DATA", default))
+    return Path(os.environ.get("SLIDEREASON_DATASETS", default))
 
 
 def trainable(scene: Scene) -> bool:

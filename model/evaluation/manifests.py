@@ -137,7 +137,7 @@ def write_manifests(
 
     Args:
         out: folder to write to.
-        data: folder of the data sets; None means `SLIDEREASON_DATA`.
+        data: folder of the data sets; None means `SLIDEREASON_DATASETS`.
         split: `val` or `test` patients; must not be `train`.
         seed: of the questions.
         split_seed: of the split by patient; must be training's.
@@ -173,5 +173,5 @@ def write_manifests(
         glas = [scene for scene in read_glas(data / "glas") if scene.id not in GLAS_MISPAIRED]
         plans["glas"] = ask(glas, ("gland",), seed, absent_share=0.0, per_picture=1)
     if not plans:
-        raise FileNotFoundError(f"no data set in {data}; set SLIDEREASON_DATA to the folder of ebhi-seg, glas, …")
+        raise FileNotFoundError(f"no data set in {data}; set SLIDEREASON_DATASETS to the folder of ebhi-seg, glas, …")
     return {out / f"{name}.jsonl": write_manifest(out / f"{name}.jsonl", plan) for name, plan in plans.items()}

@@ -13,7 +13,8 @@ from model import attention
 from model.builders import build, tiny_config
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, weights_of
 from model.config import PathChatConfig
-from model.data.corpus import text_corpus
+from model.data.corpus import text_episodes
+from model.data.queries import normalise_query
 from model.pathchat import PathChatSegR1
 from model.tokenizer import PathTokenizer
 from model.training.episodes import EpisodeMaker
@@ -67,7 +68,8 @@ def start_model(config: PathChatConfig, out: Path, init: list[Path], seed: int) 
     if found:
         tokenizer = PathTokenizer.load(found)
     else:
-        corpus = text_corpus(np.random.default_rng([seed, 4]), CORPUS_SIZE)
+        episodes = text_episodes(np.random.default_rng([seed, 4]), CORPUS_SIZE)
+        corpus = [text for e in episodes for text in (normalise_query(e.query), e.answer)]
         tokenizer = PathTokenizer.train(corpus, config.language.vocabulary)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(out / "tokenizer.json")
@@ -127,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="JSON; default: the shipped model's")
     parser.add_argument("--out", type=Path, required=True, help="folder of this run; an earlier one is resumed")
     parser.add_argument("--init", type=Path, action="append", default=[], help="a finished run to start from; repeatable")
-    parser.add_argument("--data", type=Path, default=None, help="default: SLIDEREASON_DATA")
+    parser.add_argument("--data", type=Path, default=None, help="default: SLIDEREASON_DATASETS")
     parser.add_argument("--steps", type=int, default=None, help="instead of the config's")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.data.corpus import text_episodes
+from model.data.queries import normalise_query
 from model.pathchat import PathChatSegR1
 from model.prompt import positions_of
 from model.tokenizer import PathTokenizer
@@ -32,7 +33,7 @@ class Lm:
         rng = np.random.default_rng([self.seed, 3, step])
         t = self.tokenizer
         rows = [
-            [t.bos, *t.encode(e.query, self.bpe_dropout), *t.encode(e.answer), t.eos]
+            [t.bos, *t.encode(normalise_query(e.query), self.bpe_dropout), *t.encode(e.answer), t.eos]
             for e in text_episodes(rng, self.batch_size)
         ]
         length = -(-max(map(len, rows)) // 32) * 32

@@ -39,7 +39,7 @@ class ScenePool:
 
     @classmethod
     def load(cls, split: str, size_px: int, synthetic: int, seed: int, data: Path | None = None, facts: bool = True):
-        """Read every set whose licence lets its weights be shipped; `data` defaults to `SLIDEREASON_DATA`."""
+        """Read every set whose licence lets its weights be shipped; `data` defaults to `SLIDEREASON_DATASETS`."""
         data = data or data_folder()
 
         def keep(scenes) -> list[Scene]:

@@ -318,4 +318,4 @@ def test_manifests_hold_unseen_patients_and_the_promised_shares(shared_data: Pat
 
 def test_without_data_the_command_says_where_it_looked(tmp_path: Path, capsys):
     assert run_dataset(["manifest", "--out", str(tmp_path / "out"), "--data", str(tmp_path)]) == 2
-    assert "SLIDEREASON_DATA" in capsys.readouterr().err
+    assert "SLIDEREASON_DATASETS" in capsys.readouterr().err

@@ -1,0 +1,141 @@
+"""The parts fit together as the paper's figure says."""
+
+import numpy as np
+import pytest
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from model import attention
+from model.builders import build, tiny_config
+from model.medsam import Adapter
+from model.prompt import build_sequence
+from model.stem import build_stem
+from model.tokenizer import PathTokenizer
+from tests.model.tiny import TEXTS, small_model, tiles
+
+ANSWER = "<think> Looking for tumour. </think> Found in the area: tumour <SEG>."
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+def _row(model, query="Where is the tumour?", **how):
+    s = build_sequence(model.tokenizer, query, 1.0, model.config.image_grid, **how)
+    return torch.from_numpy(s.ids)[None], torch.from_numpy(s.positions)[:, None], s
+
+
+def test_tiny_fits_the_budget():
+    model = build(tiny_config(), PathTokenizer.train(TEXTS, 400))
+    assert sum(p.numel() for p in model.parameters()) <= 12_000_000
+
+
+def test_our_forward_is_qwens_own_forward(model):
+    """Image tokens scattered by us and positions passed by us give what `transformers` gives with its own plumbing."""
+    ids, positions, _ = _row(model, answer=ANSWER)
+    tokens = model.see(tiles(1)).tokens.detach()
+    qwen = model.language_model.qwen
+    qwen.config.image_token_id = qwen.model.config.image_token_id = model.tokenizer.image
+    with torch.no_grad():
+        ours = model.language_model.logits(model.language_model(model.embed(ids, tokens), positions))
+        theirs = qwen(
+            input_ids=ids,
+            position_ids=positions,
+            mm_token_type_ids=(ids == model.tokenizer.image).int(),
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=[tokens[0]])},
+        ).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_positions_of_the_image_are_qwens_rope_index(model):
+    ids, positions, _ = _row(model, answer=ANSWER)
+    qwen = model.language_model.qwen
+    grid = model.config.image_grid * qwen.config.vision_config.spatial_merge_size
+    expected, _ = qwen.model.get_rope_index(
+        ids, (ids == model.tokenizer.image).int(), image_grid_thw=torch.tensor([[1, grid, grid]])
+    )
+    assert torch.equal(positions, expected)
+
+
+def test_written_out_attention_is_the_fused_one():
+    q, k, v = (torch.randn(2, 3, 17, 8) for _ in range(3))
+    fused = torch.nn.functional.scaled_dot_product_attention
+    torch.testing.assert_close(attention.attend(q, k, v), fused(q, k, v), atol=1e-5, rtol=1e-4)
+    causal = attention.attend(q, k, v, causal=True)
+    torch.testing.assert_close(causal, fused(q, k, v, is_causal=True), atol=1e-5, rtol=1e-4)
+
+
+def test_written_out_attention_serves_the_whole_model():
+    fused, written = small_model(), small_model()
+    written.language_model.qwen.set_attn_implementation(attention.NAME)
+    written.pathology_encoder.vit.set_attn_implementation(attention.NAME)
+    for block in written.sam_encoder.vit.blocks:
+        block.written_out = True
+    ids, positions, _ = _row(fused, answer=ANSWER)
+    with torch.no_grad():
+        outputs = []
+        for model in (fused, written):
+            seen = model.see(tiles(1))
+            states = model.language_model(model.embed(ids, seen.tokens), positions)
+            outputs.append((states, model.decode_masks(model.survey(tiles(1)), torch.tensor([0]), states[:, -1])[0]))
+    for ours, theirs in zip(*outputs, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_a_fresh_adapter_changes_nothing():
+    assert float(Adapter(8, 0.25)(torch.randn(3, 8)).detach().abs().max()) == 0
+
+
+@pytest.mark.parametrize("state", ["self", "predict"])
+def test_seg_states_are_taken_where_the_config_says(state):
+    model = small_model(seg_state=state)
+    ids, _, _ = _row(model, answer=ANSWER)
+    states = torch.arange(ids.shape[1]).float()[None, :, None].expand(-1, -1, 32)
+    got, rows = model.seg_states(states, ids)
+    place = ids[0].tolist().index(model.tokenizer.seg)
+    assert got[0, 0] == place - (state == "predict")
+    assert rows.tolist() == [0]
+
+
+def test_memory_is_what_lies_under_the_outline(model):
+    patches = torch.randn(1, model.config.patch_grid**2, 32)
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :16, 16:32] = 1  # the second patch of the first row
+    torch.testing.assert_close(model.remember(patches, mask), model.memory(patches[:, 1]), atol=1e-5, rtol=1e-4)
+
+
+def test_image_tokens_land_in_their_places(model):
+    ids, _, s = _row(model, exemplar=True)
+    n = model.config.image_tokens
+    tokens, ref, mem = torch.full((1, n, 32), 7.0), torch.full((1, n, 32), 8.0), torch.full((1, 32), 9.0)
+    embeds = model.embed(ids, tokens, ref, mem)[0, :, 0]
+    assert embeds[1 : 1 + n].tolist() == [8.0] * n
+    assert embeds[1 + n] == 9.0
+    assert (embeds == 7.0).sum() == n
+
+
+def test_an_answer_must_start_thinking(model):
+    with pytest.raises(ValueError, match="<think>"):
+        build_sequence(model.tokenizer, "tumour", 1.0, 2, answer="Yes.")
+
+
+def test_unknown_stem_names_what_is_accepted():
+    with pytest.raises(ValueError, match="'conv' with patch_px=16, or 'patch'"):
+        build_stem("mlp", (8, 8, 8, 8), 16, 32)
+
+
+def test_gradients_reach_every_part():
+    model = small_model().train()
+    ids, positions, _ = _row(model, answer=ANSWER)
+    images = tiles(1)
+    seen = model.see(images)
+    states = model.language_model(model.embed(ids, seen.tokens), positions)
+    seg, rows = model.seg_states(states, ids)
+    logits, iou = model.decode_masks(model.survey(images), rows, seg)
+    loss = logits.square().mean() + iou.sum() + model.emission_head(states[:, 0]).sum()
+    (loss + model.dense_head(seen.patches).square().mean() + model.language_model.logits(states).square().mean()).backward()
+    silent = {n for n, p in model.named_parameters() if p.grad is None}
+    # MEM needs an exemplar; mask_token exists in DINOv2 only for masked training.
+    assert {n for n in silent if not n.startswith("memory.")} <= {"pathology_encoder.vit.embeddings.mask_token"}
+    assert np.isfinite(float(loss))
