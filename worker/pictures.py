@@ -185,7 +185,9 @@ def write_names(canvas: Canvas, frame: LabelFrame, regions: Sequence[Mapping], n
         labels = frame.read(query_index, canvas.box_px0, width, height)
         for region in regions:
             if region["query_index"] == query_index and region["region_id"] in names:
-                depth = cv2.distanceTransform((labels == region["label"]).astype(np.uint8), cv2.DIST_L2, 5)
+                # The picture's edge is an edge of the region too.
+                mask = np.pad((labels == region["label"]).astype(np.uint8), 1)
+                depth = cv2.distanceTransform(mask, cv2.DIST_L2, 5)[1:-1, 1:-1]
                 row, col = np.unravel_index(int(depth.argmax()), depth.shape)
                 place = (int(col), int(row)) if depth[row, col] > 0 else canvas.place(*region["centroid_px0"])
                 _write_name(canvas, place, names[region["region_id"]], query_color(query_index))

@@ -70,8 +70,9 @@ def percent_words(share: float) -> str:
 
 
 def count_words(count: int, one: str, many: str | None = None) -> str:
-    """A count with its noun: `1 region`, `1,204 regions`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    """A count with its noun: `no regions`, `1 region`, `1,204 regions`."""
+    noun = one if count == 1 else many or f"{one}s"
+    return f"{count:,} {noun}" if count else f"no {noun}"
 
 
 def place_words(point_px0: Point, info: SlideInfo) -> str:

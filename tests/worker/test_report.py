@@ -218,7 +218,11 @@ def test_shares_and_counts_in_words():
         "more than 99.9 %",
         "100.0 %",
     ]
-    assert count_words(1, "tile") == "1 tile" and count_words(2048, "tile") == "2,048 tiles"
+    assert (
+        count_words(1, "tile") == "1 tile"
+        and count_words(2048, "tile") == "2,048 tiles"
+        and count_words(0, "tile") == "no tiles"
+    )
 
 
 @pytest.mark.parametrize(
