@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.record import RESULTS, Bench, write_result
 
-NAMES = ("reading", "segmenter", "pipeline", "grid", "evaluation")
+NAMES = ("reading", "segmenter", "pipeline", "memory", "grid", "evaluation")
 UNAVAILABLE = 3
 
 
