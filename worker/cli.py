@@ -230,12 +230,11 @@ def _demo(options: argparse.Namespace) -> int:
         return _segment(options)
     from model.data.synthetic_slide import write_synthetic_slide
 
-    folder = options.out.with_name(options.out.name + "-slide")
-    path = folder / f"synthetic-{options.seed}.tif"
+    path = options.out / f"synthetic-{options.seed}.tif"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadRequest(f"{folder} cannot be written: {error.strerror}", field="out") from error
+        raise BadRequest(f"{options.out} cannot be written: {error.strerror}", field="out") from error
     print(f"writing a synthetic slide with known truth to {path}", file=sys.stderr)
     truth = write_synthetic_slide(path, seed=options.seed)
     result = _run(_spec(options, path), options, _load(options.model))

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.jobs import HUE, hue_spec
-from worker import embedded, queue
+from worker import cli, embedded, queue
 from worker.errors import BadRequest, JobConflict
 from worker.ledger import JobRow, Ledger
 from worker.worker_main import WorkerSettings, load_segmenter
@@ -169,6 +169,32 @@ def test_a_setting_that_is_no_number_is_named():
     environment = WorkerSettings("b", "d", "a").to_environment() | {"SLIDEREASON_THREADS": "many"}
     with pytest.raises(ValueError, match="SLIDEREASON_THREADS"):
         WorkerSettings.from_environment(environment)
+
+
+def test_a_worker_without_settings_says_what_is_missing(monkeypatch, capsys):
+    for name in ("BROKER_URL", "DATABASE_URL", "ARTIFACTS"):
+        monkeypatch.delenv(f"SLIDEREASON_{name}", raising=False)
+    assert cli.run_worker(["--broker-url", "redis://b"]) == cli.BAD_INPUT
+    assert "SLIDEREASON_DATABASE_URL must be set" in capsys.readouterr().err
+
+
+def test_a_worker_of_a_cluster_runs_jobs(pyramid_slide: Path, tmp_path: Path):
+    """`slidereason worker` beside a broker that is somebody else's; SIGTERM ends it in good order."""
+    with embedded.start(tmp_path, workers=0) as service:
+        options = {"--broker-url": service.broker_url, "--database-url": service.database_url}
+        options |= {"--artifacts": str(service.artifacts_root), "--model": HUE, "--threads": "1"}
+        command = [sys.executable, "-m", "service.cli", "worker", *(text for pair in options.items() for text in pair)]
+        worker = subprocess.Popen(command)
+        ledger = Ledger(service.database_url)
+        job_id, _ = ledger.create_job(hue_spec(pyramid_slide))
+        app = queue.make_app(service.broker_url)
+        queue.submit(app, HUE)
+        assert finished(ledger, job_id).status == "successful"
+        app.close()
+        worker.terminate()
+        assert worker.wait(60) == 0
+        assert ledger.workers() == []
+        ledger.close()
 
 
 @pytest.mark.parametrize("name", ["no.such:factory", "tests.segmenters:nothing", "os:getcwd", "no-such-checkpoint"])
