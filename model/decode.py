@@ -1,13 +1,13 @@
 """Batched `<SEG>` decoding: many ragged answers in a few slots, finished rows leave and waiting tiles enter.
 
-The text before the image is prefilled once and its keys and values are shared by every row; image tokens are prefilled a
-group of rows at a time; then all slots step together, each row at its own length. Only the final-norm states at `<SEG>` are
+Where all tiles are asked the same, the text before the image is prefilled once and its keys and values are shared by every
+row; the rest is prefilled a group of rows at a time; then all slots step together, each row at its own length. Only the final-norm states at `<SEG>` are
 kept. `model/oracle.py` is the plain reference that this must equal.
 
 Source: Liu et al. 2026, PathChat-SegR1, §3.1; continuous batching as in Yu et al. 2022, Orca, §3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from model.pathchat import PathChatSegR1
-from model.prompt import Sequence, build_sequence
+from model.prompt import Sequence as Prompt
+from model.prompt import build_sequence
 
 
 @dataclass
@@ -83,7 +84,7 @@ class _Slot:
 
 
 class SlotDecoder:
-    """Greedy decoding of one question over many tiles.
+    """Greedy decoding of questions about many tiles.
 
     Args:
         model: in evaluation mode.
@@ -96,13 +97,17 @@ class SlotDecoder:
 
     @torch.no_grad()
     def decode(
-        self, query: str, mpp: float | None, tokens: Tensor, cancelled: Callable[[], bool] | None = None
+        self,
+        queries: Sequence[str],
+        mpps: Sequence[float | None],
+        tokens: Tensor,
+        cancelled: Callable[[], bool] | None = None,
     ) -> list[Answer]:
-        """Answer one question about N tiles.
+        """Answer one question about each of N tiles.
 
         Args:
-            query: the question.
-            mpp: µm/px of the tiles, None when unknown.
+            queries: N questions; where they are all the same, the text before the image is prefilled once.
+            mpps: N scales in µm/px, None where unknown.
             tokens: (N, n, H) image tokens.
             cancelled: polled at each step.
 
@@ -112,15 +117,14 @@ class SlotDecoder:
         Raises:
             InterruptedError: `cancelled` said so.
         """
-        model = self.model
-        prompt = build_sequence(model.tokenizer, query, mpp, model.config.image_grid)
-        prefix = int(np.argmax(prompt.ids == model.tokenizer.image))  # tokens before the image, shared by all rows
-        slots = min(self.slots, len(tokens))
-        cache = self._cache(slots + 1, len(prompt.ids) + model.config.max_answer_tokens, tokens)
-        self._prefill_prefix(prompt, prefix, cache, slots)
-        answers: list[Answer | None] = [None] * len(tokens)
+        prompts = self._prompts(queries, mpps)
+        slots = min(self.slots, len(prompts))
+        longest = max(len(p.ids) for p in prompts)
+        cache = self._cache(slots + 1, longest + self.model.config.max_answer_tokens, tokens)
+        prefix = self._prefill_shared(prompts, cache, source=slots)
+        answers: list[Answer | None] = [None] * len(prompts)
         active: dict[int, _Slot] = {}
-        waiting = list(range(len(tokens)))
+        waiting = list(range(len(prompts)))
         while waiting or active:
             if cancelled and cancelled():
                 raise InterruptedError("decoding was cancelled")
@@ -129,42 +133,66 @@ class SlotDecoder:
             if waiting and (len(free) >= max(1, slots // 4) or not active):
                 group = list(zip(free, waiting, strict=False))
                 waiting = waiting[len(group) :]
-                active |= self._prefill_tiles(group, prompt, prefix, cache, slots, tokens)
+                cache.share(torch.tensor([row for row, _ in group]), slots, prefix)
+                active |= self._prefill_tiles(group, prompts, prefix, cache, tokens)
             self._step(active, cache, answers)
         return answers
+
+    def _prompts(self, queries: Sequence[str], mpps: Sequence[float | None]) -> list[Prompt]:
+        """One prompt per tile; the same question at the same scale is the same object."""
+        built: dict[tuple[str, float | None], Prompt] = {}
+        for key in zip(queries, mpps, strict=True):
+            if key not in built:
+                built[key] = build_sequence(self.model.tokenizer, *key, self.model.config.image_grid)
+        return [built[key] for key in zip(queries, mpps, strict=True)]
 
     def _cache(self, slots: int, length: int, like: Tensor) -> SlotCache:
         config = self.model.config.language
         return SlotCache(config.depth, slots, config.kv_heads, length, config.dim // config.heads, like)
 
-    def _prefill_prefix(self, prompt: Sequence, prefix: int, cache: SlotCache, row: int) -> None:
+    def _prefill_shared(self, prompts: list[Prompt], cache: SlotCache, source: int) -> int:
+        """Prefill what all prompts begin with into slot `source`; returns its length, 0 when they differ."""
+        prompt = prompts[0]
+        if any(other is not prompt for other in prompts):
+            return 0
+        prefix = int(np.argmax(prompt.ids == self.model.tokenizer.image))
         ids = torch.from_numpy(prompt.ids[:prefix])[None]
         positions = torch.from_numpy(prompt.positions[:, None, :prefix])
         places = torch.arange(prefix)[None]
-        cache.aim(torch.tensor([row]), places, prefix)
+        cache.aim(torch.tensor([source]), places, prefix)
         mask = places[..., None] >= places[:, None]  # [1, L, L]
         self.model.language_model(self.model.language_model.embed(ids), positions, mask[:, None], cache)
+        return prefix
 
     def _prefill_tiles(
-        self, group: list[tuple[int, int]], prompt: Sequence, prefix: int, cache: SlotCache, source: int, tokens: Tensor
+        self, group: list[tuple[int, int]], prompts: list[Prompt], prefix: int, cache: SlotCache, tokens: Tensor
     ) -> dict[int, _Slot]:
-        """Image tokens and `<think>` of a group of rows; returns their slots with the first token chosen."""
+        """The rest of the prompts of a group of rows, ragged; returns their slots with the first token chosen.
+
+        Shorter rows are padded on the right; what the padding writes is overwritten before it is ever read.
+        """
         model = self.model
-        rows = torch.tensor([row for row, _ in group])
-        cache.share(rows, source, prefix)
-        r, length = len(group), len(prompt.ids)
-        ids = torch.from_numpy(prompt.ids[prefix:])[None].expand(r, -1)
-        positions = torch.from_numpy(prompt.positions[:, None, prefix:]).expand(3, r, -1)
-        places = torch.arange(prefix, length)[None].expand(r, -1)
-        cache.aim(rows, places, length)
-        mask = torch.arange(length)[None, None] <= places[..., None]  # [R, L, length]
-        embeds = model.embed(ids, tokens[[tile for _, tile in group]])
-        states = model.language_model(embeds, positions, mask[:, None], cache)[:, -1]
+        rows, tiles = (torch.tensor(part) for part in zip(*group, strict=True))
+        chosen = [prompts[tile] for tile in tiles.tolist()]
+        lengths = torch.tensor([len(p.ids) for p in chosen])
+        longest = int(lengths.max())
+        ids = torch.full((len(chosen), longest - prefix), model.tokenizer.pad)
+        positions = torch.zeros(3, len(chosen), longest - prefix, dtype=torch.long)
+        for r, p in enumerate(chosen):
+            ids[r, : len(p.ids) - prefix] = torch.from_numpy(p.ids[prefix:])
+            positions[:, r, : len(p.ids) - prefix] = torch.from_numpy(p.positions[:, prefix:])
+        places = torch.arange(prefix, longest)[None].expand(len(chosen), -1)
+        cache.aim(rows, places, longest)
+        mask = torch.arange(longest)[None, None] <= places[..., None]  # [R, L, longest]
+        states = model.language_model(model.embed(ids, tokens[tiles]), positions, mask[:, None], cache)
+        states = states[torch.arange(len(chosen)), lengths - 1 - prefix]
         p_seg = model.emission_head(states).float().sigmoid()[:, 0].tolist()
-        position = int(prompt.positions[0, -1]) + 1
-        slots = [_Slot(tile, length, position, -1, p_seg=p) for (_, tile), p in zip(group, p_seg, strict=True)]
+        slots = [
+            _Slot(tile, len(p.ids), int(p.positions[0, -1]) + 1, -1, p_seg=chance)
+            for tile, p, chance in zip(tiles.tolist(), chosen, p_seg, strict=True)
+        ]
         self._choose(slots, states)
-        return dict(zip((row for row, _ in group), slots, strict=True))
+        return dict(zip(rows.tolist(), slots, strict=True))
 
     def _step(self, active: dict[int, _Slot], cache: SlotCache, answers: list[Answer | None]) -> None:
         """Feed every row its last token; rows that are done leave."""

@@ -83,12 +83,7 @@ class PathChatPredictor:
         return torch.autocast("cpu", torch.bfloat16) if self.bf16 else nullcontext()
 
     def _decode(self, batch: TileBatch, tokens: Tensor, cancelled: Callable[[], bool] | None) -> list[Answer]:
-        """Tiles with the same question and scale decode together."""
-        answers: list[Answer | None] = [None] * len(batch)
-        for query, mpp, rows in _groups(batch):
-            for row, answer in zip(rows, self.decoder.decode(query, mpp, tokens[rows], cancelled), strict=True):
-                answers[row] = answer
-        return answers
+        return self.decoder.decode(batch.queries, _scales(batch), tokens, cancelled)
 
     def _emitted(self, texts: list[str], decoded: list[Answer]) -> list[_Wanted]:
         wanted = []
@@ -100,16 +95,16 @@ class PathChatPredictor:
 
     def _forced(self, batch: TileBatch, tokens: Tensor, texts: list[str], decoded: list[Answer]) -> list[_Wanted]:
         """Masks for silent tiles that were asked again."""
-        wanted = []
-        for query, mpp, rows in _groups(batch):
-            silent = [r for r in rows if batch.forced[r] and not len(decoded[r].states)]
-            endings = {r: ending for r in silent if (ending := as_if_present(texts[r])) is not None}
-            if not endings:
-                continue
-            rows = list(endings)
-            states = forced_states(self.model, query, mpp, tokens[rows], [endings[r][0] for r in rows])
-            wanted += [_Wanted(r, s, endings[r][1], decoded[r].p_seg) for r, s in zip(rows, states, strict=True)]
-        return wanted
+        silent = [row for row in np.flatnonzero(batch.forced) if not len(decoded[row].states)]
+        endings = {row: ending for row in silent if (ending := as_if_present(texts[row])) is not None}
+        if not endings:
+            return []
+        rows, mpps = list(endings), _scales(batch)
+        states = forced_states(
+            self.model, [batch.queries[r] for r in rows], [mpps[r] for r in rows], tokens[rows],
+            [endings[r][0] for r in rows],
+        )  # fmt: skip
+        return [_Wanted(r, s, endings[r][1], decoded[r].p_seg) for r, s in zip(rows, states, strict=True)]
 
     def _masks(self, images: Tensor, wanted: list[_Wanted]) -> tuple[np.ndarray, np.ndarray]:
         """Decode all masks of the batch together; MedSAM's encoder sees only tiles that have one.
@@ -191,12 +186,9 @@ def load_segmenter(name: str = "tiny") -> PathChatPredictor:
     return PathChatPredictor(model, card)
 
 
-def _groups(batch: TileBatch) -> list[tuple[str, float | None, list[int]]]:
-    """Rows of a batch by question and scale."""
-    groups: dict[tuple[str, float | None], list[int]] = {}
-    for row, (query, mpp) in enumerate(zip(batch.queries, batch.mpp, strict=True)):
-        groups.setdefault((query, float(mpp) if np.isfinite(mpp) else None), []).append(row)
-    return [(query, mpp, rows) for (query, mpp), rows in groups.items()]
+def _scales(batch: TileBatch) -> list[float | None]:
+    """µm/px of each tile, None where unknown."""
+    return [float(mpp) if np.isfinite(mpp) else None for mpp in batch.mpp]
 
 
 def _fast_bf16() -> bool:

@@ -41,12 +41,14 @@ def as_if_present(text: str) -> tuple[str, str] | None:
 
 
 @torch.no_grad()
-def forced_states(model: PathChatSegR1, query: str, mpp: float | None, tokens: Tensor, answers: list[str]) -> Tensor:
+def forced_states(
+    model: PathChatSegR1, queries: list[str], mpps: list[float | None], tokens: Tensor, answers: list[str]
+) -> Tensor:
     """The states at the forced `<SEG>`s, by one teacher-forced pass.
 
     Args:
         model: in evaluation mode.
-        query: the question; mpp: µm/px of the tiles.
+        queries: N questions; mpps: N scales in µm/px, None where unknown.
         tokens: (N, n, H) image tokens.
         answers: N texts from `as_if_present`.
 
@@ -54,7 +56,8 @@ def forced_states(model: PathChatSegR1, query: str, mpp: float | None, tokens: T
         (N, H).
     """
     tokenizer, grid = model.tokenizer, model.config.image_grid
-    sequences = [build_sequence(tokenizer, query, mpp, grid, answer=answer) for answer in answers]
+    asked = zip(queries, mpps, answers, strict=True)
+    sequences = [build_sequence(tokenizer, query, mpp, grid, answer=answer) for query, mpp, answer in asked]
     length = max(len(s.ids) for s in sequences)
     ids = torch.full((len(sequences), length), tokenizer.pad)
     positions = torch.zeros(3, len(sequences), length, dtype=torch.long)
