@@ -6,6 +6,7 @@ the root. Whoever comes late owns a folder that nobody publishes.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -53,7 +54,7 @@ def publish(job_root: Path, unit: str, token: str | int) -> None:
         if marker.exists():
             return
         raise FileNotFoundError(f"unit {unit}: attempt {token} left nothing to publish")
-    for source in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for source in sorted(_files_in(folder)):
         target = job_root / source.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         # Another publisher of the same attempt may have moved it a moment ago: then it is where it belongs.
@@ -65,6 +66,11 @@ def publish(job_root: Path, unit: str, token: str | int) -> None:
 
 
 publish_block = publish
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Every file below a folder; unlike rglob, `os.walk` passes over what another publisher removes meanwhile."""
+    return [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
 
 
 def write_records(folder: Path, block_key: str, records: Iterable[TileRecord]) -> None:

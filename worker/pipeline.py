@@ -10,7 +10,6 @@ twice, at once, or half.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -112,7 +111,7 @@ def segment_block(job_root: Path, work: Work, engine: Engine, watch: Watch) -> B
         SlideReasonError: the slide is gone or no longer opens.
     """
     spec, plan = work.spec, work.plan
-    publish_committed(job_root, "plan", work.plan_token)
+    publish(job_root, "plan", work.plan_token)
     block = block_of(plan, work.key)
     with open_slide(spec.slide_path, spec.mpp_override) as slide:
         looks = first_looks(slide, block, work, engine, watch)
@@ -238,10 +237,10 @@ def finish_job(job_root: Path, work: Work, blocks: list[BlockRow], card: Segment
     """
     spec, plan, info = work.spec, work.plan, work.slide
     coverage = require_coverage(work)
-    publish_committed(job_root, "plan", work.plan_token)
+    publish(job_root, "plan", work.plan_token)
     for block in blocks:
         if block.state == "done":
-            publish_committed(job_root, block.key, block.token)
+            publish(job_root, block.key, block.token)
     folder = attempt_folder(job_root, "finish", work.token)
     labels.build_labels(job_root, folder, plan, spec)
     watch.check()
@@ -295,11 +294,3 @@ def lost_records(plan: TilePlan, spec: JobSpec, blocks: list[BlockRow]) -> Itera
         for tile in block.tiles:
             for index in range(len(spec.queries)) if tile.key in block.owned else ():
                 yield TileRecord(tile.key, index, tile.x_px, tile.y_px, tile.size_px, error=row.error or "block failed")
-
-
-def publish_committed(job_root: Path, unit: str, token: int) -> None:
-    """Publish a committed attempt. Another publisher at work removes its folder under us: then look once more."""
-    with suppress(FileNotFoundError):
-        publish(job_root, unit, token)
-        return
-    publish(job_root, unit, token)

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker import pipeline, queue
 from worker.artifacts import LocalArtifacts
+from worker.attempts import publish
 from worker.engine import Engine
 from worker.errors import CoverageTooLow, JobDismissed, LeaseLost, SlideReasonError
 from worker.ledger_units import UnitLedger, Work
@@ -252,11 +253,11 @@ class Runner:
         if work.kind == "plan":
             planned = pipeline.plan_job(root, work, self.engine.card, watch)
             ready = self.ledger.commit_plan(work, planned.plan, planned.info, planned.tiles_of)
-            pipeline.publish_committed(root, "plan", work.token)
+            publish(root, "plan", work.token)
         elif work.kind == "segment":
             block = pipeline.segment_block(root, work, self.engine, watch)
             ready = self.ledger.commit_block(work, block.tiles_done, block.tiles_failed, block.summary)
-            pipeline.publish_committed(root, work.key, work.token)
+            publish(root, work.key, work.token)
         else:
             rows = self.ledger.blocks(work.job_id)
             result = pipeline.finish_job(root, work, rows, self.engine.card, watch)
@@ -266,7 +267,7 @@ class Runner:
 
     def publish_finish(self, job_id: str, token: int) -> None:
         """Publish a committed finish and close its job; may be repeated by anyone."""
-        pipeline.publish_committed(self.artifacts.job_folder(job_id), "finish", token)
+        publish(self.artifacts.job_folder(job_id), "finish", token)
         self.ledger.close_job(job_id)
         self.artifacts.clear_attempts(job_id)
 

@@ -1,0 +1,64 @@
+"""Attempts are published by rename, by anyone, as often as they like and at once."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from worker.attempts import attempt_folder, publish
+
+FILES = {f"overlay.zarr/probability/{i}/0/c/{j}/{k}": f"{i}{j}{k}" for i in range(3) for j in range(5) for k in range(5)}
+
+
+def attempt(root: Path, token: int) -> Path:
+    folder = attempt_folder(root, "0_0", token)
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+def published(root: Path) -> dict[str, str]:
+    found = (root / "overlay.zarr").rglob("*")
+    return {str(path.relative_to(root)): path.read_text() for path in found if path.is_file()}
+
+
+def test_many_publishers_at_once_are_one(tmp_path: Path):
+    errors = []
+    for round_ in range(10):
+        root = tmp_path / str(round_)
+        attempt(root, 1)
+        start = threading.Barrier(6)
+
+        def run(root: Path = root, start: threading.Barrier = start) -> None:
+            start.wait()
+            try:
+                publish(root, "0_0", 1)
+                if published(root) != FILES:
+                    errors.append("a publisher returned before everything was in place")
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=run) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+
+
+def test_a_publisher_that_died_half_way_is_completed(tmp_path: Path):
+    folder = attempt(tmp_path, 2)
+    for name in list(FILES)[::2]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).replace(tmp_path / name)
+    publish(tmp_path, "0_0", 2)
+    publish(tmp_path, "0_0", 2)
+    assert published(tmp_path) == FILES
+    assert not folder.exists()
+
+
+def test_an_attempt_nobody_made_is_an_error(tmp_path: Path):
+    attempt(tmp_path, 1)
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path, "0_0", 2)
