@@ -7,7 +7,7 @@ import pytest
 
 from worker.attempts import attempt_folder, publish
 
-FILES = {f"overlay.zarr/probability/{i}/0/c/{j}/{k}": f"{i}{j}{k}" for i in range(3) for j in range(5) for k in range(5)}
+FILES = {f"overlay.zarr/probability/{i // 25}/0/c/{i // 5 % 5}/{i % 5}": f"shard {i}" for i in range(75)}
 
 
 def attempt(root: Path, token: int) -> Path:
