@@ -152,6 +152,13 @@ def test_every_error_status_is_documented():
     assert {str(status) for status in CODES} - said <= {"405", "416", "421", "500"}  # HTTP's own meaning
 
 
+def test_every_benchmark_is_documented():
+    from benchmarks.run import NAMES
+
+    page = (REPOSITORY / "docs" / "development.md").read_text(encoding="utf-8")
+    assert [name for name in NAMES if f"| `{name}` |" not in page] == []
+
+
 def test_make_targets_that_documents_name_exist():
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:^ {4}|`)make ([a-z]+)", documentation(), re.MULTILINE))
