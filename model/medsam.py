@@ -106,7 +106,7 @@ class SamImageEncoder(nn.Module):
             )
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalised → [(B, C, H/16, W/16), and with high-res features (B, C/4, H/8, ·), (B, C/8, H/4, ·)]."""
+        """(B, 3, H, W) normalised → [(B, C, H/16, W/16), and with high-res (B, C/4, H/8, ·), (B, C/8, H/4, ·)]."""
         maps = self.vit.patch_embed.features(pixels)
         x = maps[-1].permute(0, 2, 3, 1) + self.vit.pos_embed  # [B, h, w, D]
         for block in self.vit.blocks:

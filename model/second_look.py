@@ -1,7 +1,7 @@
 """A mask on demand: the model's own chain, ended as if the target were there.
 
-A tile that stayed silent beside a neighbour whose mask crosses into it is asked again. What it looked for and what it saw
-stays as it said it; only the last thought and the conclusion are replaced, and the state at the `<SEG>` that then
+A tile that stayed silent beside a neighbour whose mask crosses into it is asked again. What it looked for and what it
+saw stays as it said it; only the last thought and the conclusion are replaced, and the state at the `<SEG>` that then
 follows prompts the mask.
 """
 

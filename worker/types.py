@@ -1,7 +1,7 @@
 """The nouns of a job, frozen: what a slide is, what is asked of it, how it is cut, and what comes back.
 
-Frames: `_px0` are level-0 pixels of the slide, `_px` are overlay pixels (isotropic, at the job's mpp). Points are (x, y),
-arrays (H, W[, C]); the origin is the top-left corner of level 0.
+Frames: `_px0` are level-0 pixels of the slide, `_px` are overlay pixels (isotropic, at the job's mpp). Points are
+(x, y), arrays (H, W[, C]); the origin is the top-left corner of level 0.
 """
 
 from dataclasses import asdict, dataclass, field

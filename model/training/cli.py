@@ -62,7 +62,7 @@ def run_stage(name: str, settings: dict, options: argparse.Namespace) -> None:
 
 
 def start_model(config: PathChatConfig, out: Path, init: list[Path], seed: int) -> PathChatSegR1:
-    """A fresh model that takes from each `init` run what its stage trained, and the tokenizer of the first that has one."""
+    """A fresh model that takes from each `init` run what its stage trained, and the first tokenizer there is."""
     tokenizers = [path / "checkpoint" / "tokenizer.json" for path in init] + [out / "tokenizer.json"]
     found = next((path for path in tokenizers if path.is_file()), None)
     if found:
@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=sorted(TRAINED))
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="JSON; default: the shipped model's")
     parser.add_argument("--out", type=Path, required=True, help="folder of this run; an earlier one is resumed")
-    parser.add_argument("--init", type=Path, action="append", default=[], help="a finished run to start from; repeatable")
+    parser.add_argument("--init", type=Path, action="append", default=[], help="a finished run to start from; many")
     parser.add_argument("--data", type=Path, default=None, help="default: SLIDEREASON_DATASETS")
     parser.add_argument("--steps", type=int, default=None, help="instead of the config's")
     parser.add_argument("--threads", type=int, default=1)

@@ -46,7 +46,8 @@ def test_some_answers_point_and_some_do_not():
     counts = set()
     for seed, limit in itertools.product(range(4), (2, 14)):
         model = small_model(seed=seed, seg_bias=4.0, max_answer_tokens=limit)
-        answers = SlotDecoder(model).decode(["tumour"] * 12, [None] * 12, model.see(tiles(12, seed=seed)).tokens.detach())
+        tokens = model.see(tiles(12, seed=seed)).tokens.detach()
+        answers = SlotDecoder(model).decode(["tumour"] * 12, [None] * 12, tokens)
         counts |= {min(2, len(a.states)) for a in answers}
     assert counts == {0, 1, 2}
 

@@ -11,8 +11,8 @@ from model.tokenizer import PathTokenizer
 
 TEXTS = [
     "Where is the tumour? Scale 1.0 µm/px. Scale unknown.",
-    "<think> Looking for tumour. Two dark glands lie in the upper left area. This fits tumour. </think> Found in the area: "
-    "tumour <SEG>.",
+    "<think> Looking for tumour. Two dark glands lie in the upper left area. This fits tumour. </think> "
+    "Found in the area: tumour <SEG>.",
 ]
 
 
@@ -22,14 +22,18 @@ def small_config(**changes: object) -> PathChatConfig:
         tile_px=64,
         max_answer_tokens=14,
         vision=VisionConfig(dim=32, depth=2, heads=2, stem_channels=(8, 8, 16, 16), drop_path=0.0),
-        language=LanguageConfig(dim=32, depth=2, heads=2, kv_heads=1, mlp_dim=64, mrope_section=(2, 3, 3), vocabulary=400),
-        sam=SamConfig(dim=32, depth=2, heads=2, stem_channels=(8, 8, 16, 16), out_dim=32, decoder_heads=2, decoder_mlp_dim=64),
+        language=LanguageConfig(
+            dim=32, depth=2, heads=2, kv_heads=1, mlp_dim=64, mrope_section=(2, 3, 3), vocabulary=400
+        ),
+        sam=SamConfig(
+            dim=32, depth=2, heads=2, stem_channels=(8, 8, 16, 16), out_dim=32, decoder_heads=2, decoder_mlp_dim=64
+        ),
     )
     return replace(config, **changes)
 
 
 def small_model(seed: int = 0, seg_bias: float = 0.0, **changes: object) -> PathChatSegR1:
-    """Random weights; `seg_bias` lengthens the `<SEG>` row of the embedding, so that it is chosen more or less often."""
+    """Random weights; `seg_bias` lengthens the `<SEG>` row of the embedding, so that it is chosen more often."""
     torch.manual_seed(seed)
     model = build(small_config(**changes), PathTokenizer.train(TEXTS, 400)).eval()
     with torch.no_grad():
@@ -43,4 +47,5 @@ def tiles(n: int, size: int = 64, seed: int = 0) -> torch.Tensor:
     """(n, size, size, 3) uint8 random pictures with some structure."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(n, 3, 8, 8, generator=generator)
-    return (torch.nn.functional.interpolate(coarse, size, mode="bilinear") * 255).byte().permute(0, 2, 3, 1).contiguous()
+    fine = torch.nn.functional.interpolate(coarse, size, mode="bilinear")
+    return (fine * 255).byte().permute(0, 2, 3, 1).contiguous()
