@@ -1,8 +1,8 @@
 """Batched `<SEG>` decoding: many ragged answers in a few slots, finished rows leave and waiting tiles enter.
 
 Where all tiles are asked the same, the text before the image is prefilled once and its keys and values are shared by
-every row; the rest is prefilled a group of rows at a time; then all slots step together, each row at its own length. Only
-the final-norm states at `<SEG>` are kept. `model/oracle.py` is the plain reference that this must equal.
+every row; the rest is prefilled a group of rows at a time; then all slots step together, each row at its own length.
+Only the final-norm states at `<SEG>` are kept. `model/oracle.py` is the plain reference that this must equal.
 
 Source: Liu et al. 2026, PathChat-SegR1, §3.1; continuous batching as in Yu et al. 2022, Orca, §3.
 """
