@@ -22,9 +22,10 @@ from model.vlm import LanguageModel
 
 @dataclass(frozen=True)
 class Seen:
-    """What the pathology encoder saw in B tiles: patch tokens (B, N, D) and image tokens (B, n, H)."""
+    """What the pathology encoder saw in B tiles: patches (B, N, D), class logits (B, N, C), image tokens (B, n, H)."""
 
     patches: Tensor
+    classes: Tensor
     tokens: Tensor
 
 
@@ -44,11 +45,25 @@ class PathChatSegR1(nn.Module):
         self.memory = nn.Linear(config.vision.dim, config.language.dim)
         self.emission_head = nn.Linear(config.language.dim, 1)
         self.dense_head = nn.Linear(config.vision.dim, len(config.dense_classes))
+        self.evidence = nn.Linear(3 * len(config.dense_classes), config.language.dim)
 
     def see(self, images: Tensor) -> Seen:
         """(B, H, W, 3) uint8 → what the language model sees of them."""
         patches = self.pathology_encoder(normalise(images, self.config.mean, self.config.std))
-        return Seen(patches, self.projector(patches))
+        classes = self.dense_head(patches)
+        return Seen(patches, classes, self.projector(patches) + self._evidence(classes))
+
+    def _evidence(self, classes: Tensor) -> Tensor:
+        """What the dense class head says of each place and of the whole tile, for the language model to read.
+
+        Not in the paper, whose encoder was pretrained on far more: measured, `tiny` learns which diagnosis it sees much
+        sooner when the evidence is handed to it than when it must be found in the patch tokens again.
+        """
+        b, n, c = classes.shape
+        grid, m = self.config.patch_grid, self.config.vision.merge
+        here = classes.view(b, grid // m, m, grid // m, m, c).mean((2, 4)).flatten(1, 2)  # [B, n, C]
+        whole = torch.cat([classes.mean(1), classes.amax(1)], -1)[:, None].expand(-1, here.shape[1], -1)
+        return self.evidence(torch.cat([here, whole], -1) / 4)
 
     def survey(self, images: Tensor) -> list[Tensor]:
         """(B, H, W, 3) uint8 → MedSAM's features, from which masks are decoded."""

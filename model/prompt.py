@@ -64,6 +64,7 @@ def build_sequence(
     exemplar: bool = False,
     tile_first: bool = False,
     dropout: float = 0.0,
+    rng: np.random.Generator | None = None,
 ) -> Sequence:
     """One sequence of the model.
 
@@ -75,14 +76,14 @@ def build_sequence(
         answer: the whole expected text, starting with `<think>`; None leaves the prompt open after `<think>`.
         exemplar: whether a reference comes first.
         tile_first: image before question.
-        dropout: BPE dropout of the question.
+        dropout: BPE dropout of the question; rng: its source of chance.
 
     Returns:
         The sequence; with an answer it ends in `<eos>`.
     """
     t = tokenizer
     reference = [t.ref] * grid**2 + [t.mem] if exemplar else []
-    question = t.encode(normalise_query(query), dropout) + t.encode(scale_words(mpp))
+    question = t.encode(normalise_query(query), dropout, rng) + t.encode(scale_words(mpp))
     tile = [t.image] * grid**2
     body = tile + question if tile_first else question + tile
     prompt = [t.bos, *reference, *body, t.think]

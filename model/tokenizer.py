@@ -7,6 +7,7 @@ exemplar, `<MEM>` for what was pooled under the exemplar's outline.
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
@@ -51,10 +52,20 @@ class PathTokenizer:
         """Write `tokenizer.json`."""
         self._tokenizer.save(str(path))
 
-    def encode(self, text: str, dropout: float = 0.0) -> list[int]:
-        """Text → ids; BPE dropout (Provilkov et al. 2020) while training, so that unseen spellings stay readable."""
-        self._tokenizer.model.dropout = dropout or None
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, dropout: float = 0.0, rng: np.random.Generator | None = None) -> list[int]:
+        """Text → ids.
+
+        Args:
+            text: anything; special tokens are recognised.
+            dropout: chance per character that no merge crosses it, so that unseen spellings stay readable: BPE dropout
+                (Provilkov et al. 2020), drawn from `rng` because the tokenizer's own cannot be seeded.
+            rng: the only source of chance; needed with dropout.
+        """
+        pieces = [text]
+        if dropout:
+            cuts = [0, *(1 + np.flatnonzero(rng.random(max(0, len(text) - 1)) < dropout)), len(text)]
+            pieces = [text[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+        return [i for piece in pieces for i in self._tokenizer.encode(piece, add_special_tokens=False).ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids → text, special tokens spelled out, `<eos>` and `<pad>` left out."""

@@ -63,7 +63,7 @@ class EpisodeMaker:
     batch_size: int
     questions: int = 2
     tile_first_share: float = 0.25
-    bpe_dropout: float = 0.08
+    bpe_dropout: float = 0.03
     exemplar_share: float = 0.12
 
     def make(self, rng: np.random.Generator) -> EpisodeBatch:
@@ -101,7 +101,7 @@ class EpisodeMaker:
         sequences = [
             build_sequence(
                 self.tokenizer, episode.query, views[b].mpp, self.image_grid, answer=episode.answer,
-                exemplar=references is not None, tile_first=tile_first, dropout=self.bpe_dropout,
+                exemplar=references is not None, tile_first=tile_first, dropout=self.bpe_dropout, rng=rng,
             )
             for b, episode in asked
         ]

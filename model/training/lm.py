@@ -25,15 +25,15 @@ class Lm:
     tokenizer: PathTokenizer
     batch_size: int
     seed: int
-    bpe_dropout: float = 0.05
+    bpe_dropout: float = 0.02
     name: str = "lm"
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """ids (B, L) and positions (3, B, L) of `<bos> question <think> …`, padded."""
+        """Ids (B, L) and positions (3, B, L) of `<bos> question <think> …`, padded."""
         rng = np.random.default_rng([self.seed, 3, step])
         t = self.tokenizer
         rows = [
-            [t.bos, *t.encode(normalise_query(e.query), self.bpe_dropout), *t.encode(e.answer), t.eos]
+            [t.bos, *t.encode(normalise_query(e.query), self.bpe_dropout, rng), *t.encode(e.answer), t.eos]
             for e in text_episodes(rng, self.batch_size)
         ]
         length = -(-max(map(len, rows)) // 32) * 32

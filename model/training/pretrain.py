@@ -1,8 +1,8 @@
 """Stage `pretrain`: the pathology encoder learns, patch by patch, what each concept looks like.
 
-Trains: the pathology encoder and the dense class head. Data: every shippable scene. Loss: binary cross-entropy per patch
-and concept, over the concepts that are known to be present or absent. `tiny` has no pretrained encoder, so this comes
-before the language model sees a picture (MODEL.md: "for `tiny` plus dense class supervision on the patch tokens").
+Trains: the pathology encoder and the dense class head. Data: every shippable scene. Loss: binary cross-entropy per
+patch and concept, over the concepts that are known to be present or absent. `tiny` has no pretrained encoder, so this
+comes before the language model sees a picture.
 """
 
 from dataclasses import dataclass
@@ -57,9 +57,8 @@ class Pretrain:
     def loss(self, model: PathChatSegR1, batch: tuple, step: int) -> tuple[Tensor, dict[str, float]]:
         """Dense class loss."""
         images, target, known = batch
-        logits = model.dense_head(model.see(images).patches)
-        loss = dense_class_loss(logits, target, known)
-        return loss, {"dense": float(loss)}
+        loss = dense_class_loss(model.see(images).classes, target, known)
+        return loss, {"dense": float(loss.detach())}
 
     def parameters(self, model: PathChatSegR1) -> list[nn.Parameter]:
         """The encoder and its dense head."""

@@ -26,7 +26,7 @@ class SftWeights:
     text: float = 1.0
     mask: float = 1.0
     iou: float = 0.2
-    emission: float = 0.5
+    emission: float = 1.0
     dense: float = 1.0
 
 
@@ -53,7 +53,7 @@ class Sft:
         parts = {
             "text": text,
             "emission": F.binary_cross_entropy_with_logits(emission, batch.present),
-            "dense": dense_class_loss(model.dense_head(seen.patches), batch.dense, batch.known),
+            "dense": dense_class_loss(seen.classes, batch.dense, batch.known),
             **self._mask_losses(model, batch, states),
         }
         total = sum(getattr(self.weights, name) * value for name, value in parts.items())

@@ -44,7 +44,7 @@ def test_different_questions_share_the_slots(model):
 def test_some_answers_point_and_some_do_not():
     """The parity above must have seen tiles with none, one and several `<SEG>`."""
     counts = set()
-    for seed, limit in itertools.product(range(4), (2, 14)):
+    for seed, limit in itertools.product(range(12), (2, 3, 6, 14)):
         model = small_model(seed=seed, seg_bias=4.0, max_answer_tokens=limit)
         tokens = model.see(tiles(12, seed=seed)).tokens.detach()
         answers = SlotDecoder(model).decode(["tumour"] * 12, [None] * 12, tokens)
