@@ -87,7 +87,7 @@ class EpisodeMaker:
             keys = here if present else gone
             concept = keys[int(rng.integers(len(keys)))] if keys else "gland"
             reference = self.pool.draw(rng, concept=concept)
-            if concept not in reference.masks:  # rare: nothing to show, so show this very picture's neighbour truthfully
+            if concept not in reference.masks:  # rare: no picture shows it, so show something that is known here
                 concept = next(iter(reference.masks), None)
                 present = concept in view.masks
                 if concept is None or not (present or concept in view.absent):
@@ -96,7 +96,9 @@ class EpisodeMaker:
             asked.append((b, sample_exemplar_episode(view.masks, concept, present, view.scene.facts, rng)))
         return self._tensors(views, asked, references, rng)
 
-    def _tensors(self, views: list[View], asked: list, references: list | None, rng: np.random.Generator) -> EpisodeBatch:
+    def _tensors(
+        self, views: list[View], asked: list, references: list | None, rng: np.random.Generator
+    ) -> EpisodeBatch:
         tile_first = bool(rng.random() < self.tile_first_share)
         sequences = [
             build_sequence(
