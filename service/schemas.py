@@ -53,7 +53,7 @@ class JobRequest(Request):
         None, gt=0.01, le=100, description="µm per level-0 pixel, instead of what the slide says"
     )
     tile_size_px: int | None = Field(None, ge=64, le=2048, description="Edge of a tile; default: the model's")
-    overlap: float = Field(0.25, ge=0, le=0.75, description="Fraction of a tile shared with its neighbour")
+    overlap: float = Field(0.5, ge=0, le=0.75, description="Fraction of a tile shared with its neighbour")
     threshold: float = Field(0.5, gt=0, lt=1, description="Probability from which a pixel belongs to a region")
     min_region_um2: float = Field(500.0, ge=0, le=1e12, description="Smaller regions are dropped")
     min_coverage: float = Field(0.5, ge=0, le=1, description="A job that could look at less of its tiles fails")

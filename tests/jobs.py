@@ -12,7 +12,7 @@ HUE = "tests.segmenters:hue_segmenter"
 
 def hue_spec(slide: Path, query: str = "nuclei", **changes: Any) -> JobSpec:
     """A job on a made slide for the segmenter of the tests; small blocks, so that there are several."""
-    asked = {"mpp": 1.0, "block_px": 512, "min_region_um2": 50.0, "tissue": "auto", "model": HUE}
+    asked = {"mpp": 1.0, "block_px": 512, "min_region_um2": 50.0, "tissue": "auto", "overlap": 0.25, "model": HUE}
     return JobSpec(str(slide), slide.name, (query,), **(asked | changes))
 
 

@@ -45,7 +45,7 @@ class HueSegmenter:
     def _answer(self, image: np.ndarray, query: str, forced: bool) -> TileAnswer:
         probability = purple(image)  # (H, W) float32
         share = float((probability >= 0.5).mean())
-        p_seg = float(np.clip(share / (2 * self.emit_share), 0, 1))
+        p_seg = float(np.clip(share / self.emit_share, 0, 1))
         if share < self.emit_share and not forced:
             text = f"I looked for {query}. {share:.1%} of the field is purple, too little to call."
             return TileAnswer(text=text, masks=np.zeros((0, *probability.shape), np.float16), p_seg=p_seg)

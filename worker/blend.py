@@ -48,13 +48,13 @@ def tile_probability(answer: "TileAnswer") -> np.ndarray | None:
         answer: what the segmenter said of a tile; masks (K, T, T).
 
     Returns:
-        (T, T) float32 in [0, 1]; None when the tile stays silent. A second look's mask is weighted by P(`<SEG>`): how
-        much the model believed that there is anything to outline.
+        (T, T) float32 in [0, 1]; None when the tile stays silent. Every mask is weighted by P(`<SEG>`): how much the
+        model believed that there is anything to outline. So a tile just above and one just below the decision vote
+        nearly the same, and the grid does not show.
     """
     if len(answer.masks) == 0:
         return None
-    probability = np.clip(answer.masks.max(axis=0).astype(np.float32), 0, 1)
-    return probability * np.float32(answer.p_seg) if answer.forced else probability
+    return np.clip(answer.masks.max(axis=0).astype(np.float32), 0, 1) * np.float32(answer.p_seg)
 
 
 def overlap_of(first: Tile, second: Tile) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:

@@ -90,7 +90,7 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--mpp-override", type=_positive, help="µm per level-0 pixel, for slides that do not say")
     parser.add_argument("--roi", type=Path, help="GeoJSON polygons in level-0 pixels (default: all tissue)")
     parser.add_argument("--tissue", choices=("auto", "off"), default="auto", help="auto skips glass")
-    parser.add_argument("--overlap", type=float, default=0.25, help="of neighbouring tiles, 0 to 0.75")
+    parser.add_argument("--overlap", type=float, default=0.5, help="of neighbouring tiles, 0 to 0.75")
     parser.add_argument("--threshold", type=float, default=0.5, help="probability from which a pixel belongs")
     parser.add_argument("--min-region-um2", type=float, default=500.0, help="smaller regions are dropped")
     parser.add_argument("--min-coverage", type=float, default=0.5, help="share of tiles that must be looked at")

@@ -72,7 +72,7 @@ class JobSpec:
     tissue: str = "auto"
     mpp_override: float | None = None
     tile_size_px: int | None = None
-    overlap: float = 0.25
+    overlap: float = 0.5
     threshold: float = 0.5
     min_region_um2: float = 500.0
     min_coverage: float = 0.5

@@ -173,9 +173,9 @@ def test_a_few_crossing_pixels_are_no_reason_for_a_second_look():
     assert needs_second_look(silent, {"1_0": touch}, PLAN.stride_px, threshold=0.3)
 
 
-def test_the_masks_of_an_answer_become_their_union_and_a_second_look_is_weighted():
+def test_the_masks_of_an_answer_become_their_union_weighted_by_belief():
     masks = np.stack([half(0.8), half(0.6)[:, ::-1]]).astype(np.float16)
-    emitted = tile_probability(TileAnswer("", masks, p_seg=0.25))
+    emitted = tile_probability(TileAnswer("", masks, p_seg=1.0))
     forced = tile_probability(TileAnswer("", masks, p_seg=0.25, forced=True))
     assert emitted[0, 50] == pytest.approx(0.8, abs=1e-3) and emitted[0, 10] == pytest.approx(0.6, abs=1e-3)
     assert np.allclose(forced, emitted * 0.25)

@@ -20,7 +20,7 @@ def info_of(width: int, height: int, mpp_x: float | None = 0.5, mpp_y: float | N
 
 
 def spec_of(**fields: object) -> JobSpec:
-    return JobSpec(slide_path="slide", slide_id="id", queries=("tumour",), **{"mpp": 1.0, **fields})
+    return JobSpec(slide_path="slide", slide_id="id", queries=("tumour",), **{"mpp": 1.0, "overlap": 0.25, **fields})
 
 
 def all_blocks(plan: TilePlan):
