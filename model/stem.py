@@ -22,8 +22,7 @@ class ResidualConv(nn.Module):
 class ConvStem(nn.Module):
     """Four strided 3×3 convolutions with GroupNorm, then 1×1: stride 16, as patch embedding, but learned locally.
 
-    Source: Xiao et al. 2021, Early convolutions help transformers see better. Measured against one-step patch
-    embedding by `benchmarks/stem.py`.
+    Source: Xiao et al. 2021, Early convolutions help transformers see better. `VisionConfig.stem` chooses.
     """
 
     def __init__(self, channels: tuple[int, ...], dim: int):
