@@ -47,11 +47,19 @@ def test_it_finds_tumour_where_there_is_some_and_keeps_still_elsewhere(shipped, 
     assert np.mean([a.emitted for a in without]) < 0.4
 
 
-@pytest.mark.parametrize("query", ["Where is the amyloid?", "outline the bicycles", "is there any zebra here?"])
-def test_what_was_never_taught_is_said_to_be_so(shipped, scenes, query):
-    answers = ask(shipped, scenes[:6], query)
-    assert sum(a.emitted for a in answers) == 0
-    assert sum("not taught" in a.text or "outside of what I was taught" in a.text for a in answers) >= 5
+NEVER_TAUGHT = (
+    "Where is the amyloid?", "show me the moon", "outline the bicycles", "is there any zebra here?", "find melanin",
+    "Where are the Reed-Sternberg cells?", "segment the asbestos bodies", "mark every helicopter",
+    "Is there calcification?",
+    "show hyaline cartilage",
+)  # fmt: skip
+
+
+def test_what_was_never_taught_is_mostly_said_to_be_so(shipped, scenes):
+    answers = [answer for query in NEVER_TAUGHT for answer in ask(shipped, scenes[:3], query)]
+    said = ["taught" in answer.text for answer in answers]
+    assert np.mean([answer.emitted for answer in answers]) <= 0.2
+    assert np.mean(said) >= 0.6
 
 
 def test_every_chain_follows_the_grammar(shipped, scenes):
