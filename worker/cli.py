@@ -23,7 +23,7 @@ STOPPED = 130
 UNTRAINED = "tests.segmenters:hue_segmenter"
 """Drives the demo of a checkout that has no trained model yet."""
 
-DEMO_QUERY = "Where is the tumour? Outline the malignant glands."
+DEMO_QUERY = "Where is the tumour?"
 DEMO_CONCEPT = "tumour"
 
 
