@@ -1,22 +1,53 @@
 """Batched `<SEG>` decoding: many ragged answers in a few slots, finished rows leave and waiting tiles enter.
 
-Where all tiles are asked the same, the text before the image is prefilled once and its keys and values are shared by
-every row; the rest is prefilled a group of rows at a time; then all slots step together, each row at its own length.
-Only the final-norm states at `<SEG>` are kept. `model/oracle.py` is the plain reference that this must equal.
+What several prompts begin with is prefilled once and shared: the question and the exemplar where many tiles are asked
+the same (query first), the tile where it is asked several questions (tile first). All rows step together, each at its
+own length; a step gives the host one small vector of tokens and nothing else. Only the final-norm states at `<SEG>` are
+kept. `model/oracle.py` is the plain reference that this must equal.
 
 Source: Liu et al. 2026, PathChat-SegR1, §3.1; continuous batching as in Yu et al. 2022, Orca, §3.
 """
 
+import logging
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from model.attention import GROUPED
+from model.cache import Prefix, SlotCache
+from model.graphs import Graphs
+from model.lanes import Lanes
+from model.memory import fit_slots, is_out_of_memory
 from model.pathchat import PathChatSegR1
-from model.prompt import Sequence as Prompt
-from model.prompt import build_sequence
+from model.questions import Question, Questions
+from model.stages import Stopwatch
+
+log = logging.getLogger(__name__)
+
+PREFILL_TOKENS = 16_384
+"""Most tokens of one prefill, padding included; bounds its memory."""
+SPAN_STEPS = 64
+"""Lanes are made so much longer at a time, so that later calls find them long enough."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How host and device keep step.
+
+    Attributes:
+        rows, span: rows and spans of a step are rounded up to these, so that few graphs serve all steps.
+        ahead: steps that the device goes on while the host reads the tokens of earlier ones.
+    """
+
+    rows: int = 1
+    span: int = 1
+    ahead: int = 0
+
+
+PACES = {"cpu": Pace(), "cuda": Pace(rows=16, span=SPAN_STEPS, ahead=1)}
 
 
 @dataclass
@@ -36,202 +67,286 @@ class Answer:
     p_seg: float
 
 
-class SlotCache:
-    """Keys and values of S rows with a write position each; quacks like a `transformers` cache.
+@dataclass
+class _Row:
+    """A question in a lane, as the host knows it: `length` is how far its cache is written."""
 
-    Attributes:
-        rows: the slots that the next call writes to, (R,) int64.
-        places: (R, L) where its L tokens go.
-        span: keys up to here are read.
-    """
-
-    def __init__(self, layers: int, slots: int, heads: int, length: int, dim: int, like: Tensor):
-        shape = (slots, heads, length, dim)
-        self.keys = [like.new_zeros(shape) for _ in range(layers)]
-        self.values = [like.new_zeros(shape) for _ in range(layers)]
-        self.rows = self.places = torch.zeros(0, dtype=torch.long)
-        self.span = 0
-
-    def aim(self, rows: Tensor, places: Tensor, span: int) -> None:
-        """Say where the next forward pass writes and how far it reads."""
-        self.rows, self.places, self.span = rows, places, span
-
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Write (R, heads, L, d) at `places`; return what the rows read, (R, heads, span, d)."""
-        keys, values = self.keys[layer], self.values[layer]
-        # Advanced indices on both sides of the heads put the written axes first: [R, L, heads, d].
-        keys[self.rows[:, None], :, self.places] = key.transpose(1, 2).to(keys.dtype)
-        values[self.rows[:, None], :, self.places] = value.transpose(1, 2).to(values.dtype)
-        return keys[self.rows, :, : self.span].to(key.dtype), values[self.rows, :, : self.span].to(value.dtype)
-
-    def share(self, rows: Tensor, source: int, length: int) -> None:
-        """Copy the first `length` keys and values of slot `source` into `rows`."""
-        for keys, values in zip(self.keys, self.values, strict=True):
-            keys[rows, :, :length] = keys[source, :, :length]
-            values[rows, :, :length] = values[source, :, :length]
+    question: int
+    length: int
+    ids: list[int] = field(default_factory=list)
+    over: bool = False
 
 
 @dataclass
-class _Slot:
-    tile: int
-    length: int
-    position: int
-    last: int
-    ids: list[int] = field(default_factory=list)
-    states: list[Tensor] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    p_seg: float = 0.0
+class _Step:
+    """Tokens on their way to the host, and the rows that they belong to."""
+
+    rows: list[_Row]
+    tokens: Tensor
+    ready: torch.cuda.Event | None
 
 
 class SlotDecoder:
     """Greedy decoding of questions about many tiles.
 
     Args:
-        model: in evaluation mode.
-        slots: rows that step together.
+        model: in evaluation mode; its language model attends by `grouped` from now on.
+        slots: rows that step together; None fits them to the free memory. Halved when memory runs out after all.
+        stopwatch: told of `prefill` and `steps`.
     """
 
-    def __init__(self, model: PathChatSegR1, slots: int = 16):
+    def __init__(self, model: PathChatSegR1, slots: int | None = None, stopwatch: Stopwatch | None = None):
         self.model = model
         self.slots = slots
+        self.stopwatch = stopwatch or Stopwatch()
+        model.language_model.text_model.set_attn_implementation(GROUPED)
+        self._lanes: Lanes | None = None
+        self._most = 0
+        self._graphs = Graphs(model.device)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def decode(
         self,
         queries: Sequence[str],
         mpps: Sequence[float | None],
         tokens: Tensor,
         cancelled: Callable[[], bool] | None = None,
+        script: Tensor | None = None,
+        *,
+        on_answer: Callable[[int, Answer], None] | None = None,
+        **more: object,
     ) -> list[Answer]:
         """Answer one question about each of N tiles.
 
         Args:
-            queries: N questions; where they are all the same, the text before the image is prefilled once.
+            queries: N questions.
             mpps: N scales in µm/px, None where unknown.
             tokens: (N, n, H) image tokens.
             cancelled: polled at each step.
+            script: (N, L) tokens that are chosen instead of the likeliest, each row ended by `<eos>`; the model works
+                as always. For benchmarks and teacher forcing.
+            on_answer: told of each answer as soon as it is complete; its `log_probs` and `p_seg` come at the end.
+            more: `pictures`, `tile_first`, `shown`: see `Questions`.
 
         Returns:
             N answers, in order.
 
         Raises:
             InterruptedError: `cancelled` said so.
+            MemoryError: there is not even room for a single row.
         """
-        prompts = self._prompts(queries, mpps)
-        slots = min(self.slots, len(prompts))
-        longest = max(len(p.ids) for p in prompts)
-        cache = self._cache(slots + 1, longest + self.model.config.max_answer_tokens, tokens)
-        prefix = self._prefill_shared(prompts, cache, source=slots)
-        answers: list[Answer | None] = [None] * len(prompts)
-        active: dict[int, _Slot] = {}
-        waiting = list(range(len(prompts)))
-        while waiting or active:
-            if cancelled and cancelled():
+        questions = Questions.build(self.model, queries, mpps, tokens, **more)
+        answers: list[Answer | None] = [None] * len(questions)
+        while waiting := [i for i, answer in enumerate(answers) if answer is None]:
+            lanes = self._make_lanes(len(waiting), questions.longest)
+            run = _Run(self.model, lanes, self._graphs, questions, script, self.stopwatch)
+            try:
+                run.go(waiting, answers, cancelled or (lambda: False), on_answer or (lambda *_: None))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            else:
+                continue
+            slots = lanes.slots
+            del run, lanes  # outside the handler, whose traceback would hold their tensors
+            self._halve(slots)
+        return _on_host(answers)
+
+    def _make_lanes(self, waiting: int, longest: int) -> Lanes:
+        """Lanes of an earlier call where they are large enough, else new ones."""
+        waiting = _round_up(waiting, PACES[self.model.device.type].rows)
+        most, lanes = self.slots or self._most, self._lanes
+        if lanes is not None and longest <= lanes.length and min(waiting, most) <= lanes.slots <= most:
+            lanes.done.fill_(True)
+            return lanes
+        self._drop()
+        self._most = self.slots or fit_slots(self.model, longest)
+        self._lanes = Lanes(self.model, min(waiting, self._most), _round_up(longest, SPAN_STEPS))
+        return self._lanes
+
+    def _halve(self, slots: int) -> None:
+        if slots <= 1:
+            raise MemoryError("decoding a single tile needs more memory than there is")
+        self.slots = slots // 2
+        self._drop()
+        log.warning("out of memory with %d slots; going on with %d", slots, self.slots)
+
+    def _drop(self) -> None:
+        """Give the lanes and the graphs that point into them back."""
+        self._lanes, self._graphs = None, Graphs(self.model.device)
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _Run:
+    """One decoding from the first prefill to the last answer."""
+
+    def __init__(self, model, lanes: Lanes, graphs: Graphs, questions: Questions, script, stopwatch: Stopwatch):
+        self.model, self.lanes, self.graphs, self.questions = model, lanes, graphs, questions
+        self.script = None if script is None else script.to(model.device)
+        self.stopwatch = stopwatch
+        self.pace = PACES[model.device.type]
+        self.rows: list[_Row] = []
+        self.under_way: deque[_Step] = deque()
+        self.prefixes: dict[object, Prefix] = {}
+
+    def go(self, waiting: Sequence[int], answers: list, cancelled: Callable, on_answer: Callable) -> None:
+        """Answer the waiting questions into `answers`."""
+        queue = deque(sorted(waiting, key=self.questions.order))
+        self.users = Counter(self.questions[i].head for i in queue)
+        while queue or self.rows or self.under_way:
+            if cancelled():
                 raise InterruptedError("decoding was cancelled")
-            free = [row for row in range(slots) if row not in active]
+            free = self.lanes.slots - len(self.rows)
             # Refill in groups: a prefill for a single row costs nearly as much as one for many.
-            if waiting and (len(free) >= max(1, slots // 4) or not active):
-                group = list(zip(free, waiting, strict=False))
-                waiting = waiting[len(group) :]
-                cache.share(torch.tensor([row for row, _ in group]), slots, prefix)
-                active |= self._prefill_tiles(group, prompts, prefix, cache, tokens)
-            self._step(active, cache, answers)
-        return answers
+            if queue and (free >= max(1, self.lanes.slots // 4) or not self.rows):
+                with self.stopwatch.stage("prefill"):
+                    self._refill([queue.popleft() for _ in range(min(free, len(queue)))])
+            with self.stopwatch.stage("steps"):
+                if self.rows:
+                    self._launch()
+                while len(self.under_way) > (self.pace.ahead if self.rows else 0):
+                    self._receive(answers, on_answer)
 
-    def _prompts(self, queries: Sequence[str], mpps: Sequence[float | None]) -> list[Prompt]:
-        """One prompt per tile; the same question at the same scale is the same object."""
-        built: dict[tuple[str, float | None], Prompt] = {}
-        for key in zip(queries, mpps, strict=True):
-            if key not in built:
-                built[key] = build_sequence(self.model.tokenizer, *key, self.model.config.image_grid)
-        return [built[key] for key in zip(queries, mpps, strict=True)]
+    def _refill(self, taken: list[int]) -> None:
+        """Prefill the prompts of questions in groups of bounded size."""
+        while taken:
+            widest = max(len(self.questions[i].ids) for i in taken)
+            size = max(1, PREFILL_TOKENS // widest)
+            group, taken = taken[:size], taken[size:]
+            self._prefill_heads([self.questions[i] for i in group])
+            self._prefill_tails([(i, self.questions[i]) for i in group])
 
-    def _cache(self, slots: int, length: int, like: Tensor) -> SlotCache:
-        config = self.model.config.language
-        return SlotCache(config.depth, slots, config.kv_heads, length, config.dim // config.heads, like)
+    def _prefill_heads(self, group: list[Question]) -> None:
+        """Prefill what more than one waiting question begins with, unless it is at hand."""
+        heads = {q.head: q for q in group if self.users[q.head] > 1 and q.head not in self.prefixes}
+        if heads:
+            asked = list(heads.values())
+            longest = max(q.head_length for q in asked)
+            dtype, config = self.model.dtype, self.model.config.language
+            cache = SlotCache(config, len(asked), longest, self.model.device, dtype)
+            begins = [0] * len(asked)
+            self._forward(cache, 0, begins, asked, [q.head_length for q in asked])
+            for row, question in enumerate(asked):
+                self.prefixes[question.head] = cache.prefix(row, question.head_length)
 
-    def _prefill_shared(self, prompts: list[Prompt], cache: SlotCache, source: int) -> int:
-        """Prefill what all prompts begin with into slot `source`; returns its length, 0 when they differ."""
-        prompt = prompts[0]
-        if any(other is not prompt for other in prompts):
-            return 0
-        prefix = int(np.argmax(prompt.ids == self.model.tokenizer.image))
-        ids = torch.from_numpy(prompt.ids[:prefix])[None]
-        positions = torch.from_numpy(prompt.positions[:, None, :prefix])
-        places = torch.arange(prefix)[None]
-        cache.aim(torch.tensor([source]), places, prefix)
-        mask = places[..., None] >= places[:, None]  # [1, L, L]
-        self.model.language_model(self.model.language_model.embed(ids), positions, mask[:, None], cache)
-        return prefix
+    def _prefill_tails(self, group: list[tuple[int, Question]]) -> None:
+        """Prefill the rest of the prompts of new rows, and choose their first tokens."""
+        start, asked = len(self.rows), [q for _, q in group]
+        begins = []
+        for row, question in enumerate(asked, start):
+            shared = self.prefixes.get(question.head)
+            begins.append(0 if shared is None else question.head_length)
+            if shared is not None:
+                self.lanes.cache.begin(row, shared)
+        self._let_go(asked)
+        ends = [len(q.ids) for q in asked]
+        states = self._forward(self.lanes.cache, start, begins, asked, ends)
+        device = self.model.device
+        rows = self.lanes.take(
+            start,
+            torch.tensor([i for i, _ in group], device=device),
+            torch.tensor(ends, device=device),
+            torch.tensor([q.next_position for q in asked], device=device),
+            states,
+        )
+        chosen = self.lanes.choose(rows, states, self.script)
+        fresh = [_Row(i, length) for (i, _), length in zip(group, ends, strict=True)]
+        self.rows += fresh
+        self._send(fresh, chosen)
 
-    def _prefill_tiles(
-        self, group: list[tuple[int, int]], prompts: list[Prompt], prefix: int, cache: SlotCache, tokens: Tensor
-    ) -> dict[int, _Slot]:
-        """The rest of the prompts of a group of rows, ragged; returns their slots with the first token chosen.
+    def _let_go(self, asked: list[Question]) -> None:
+        """Forget the beginnings that no waiting question needs any more."""
+        for question in asked:
+            self.users[question.head] -= 1
+            if self.users[question.head] == 0:
+                self.prefixes.pop(question.head, None)
+
+    def _forward(
+        self, cache: SlotCache, start: int, begins: list[int], asked: list[Question], ends: list[int]
+    ) -> Tensor:
+        """Run `ids[begin:end]` of each question through the language model; returns (R, H) states at their ends.
 
         Shorter rows are padded on the right; what the padding writes is overwritten before it is ever read.
         """
-        model = self.model
-        rows, tiles = (torch.tensor(part) for part in zip(*group, strict=True))
-        chosen = [prompts[tile] for tile in tiles.tolist()]
-        lengths = torch.tensor([len(p.ids) for p in chosen])
-        longest = int(lengths.max())
-        ids = torch.full((len(chosen), longest - prefix), model.tokenizer.pad)
-        positions = torch.zeros(3, len(chosen), longest - prefix, dtype=torch.long)
-        for r, p in enumerate(chosen):
-            ids[r, : len(p.ids) - prefix] = torch.from_numpy(p.ids[prefix:])
-            positions[:, r, : len(p.ids) - prefix] = torch.from_numpy(p.positions[:, prefix:])
-        places = torch.arange(prefix, longest)[None].expand(len(chosen), -1)
-        cache.aim(rows, places, longest)
-        mask = torch.arange(longest)[None, None] <= places[..., None]  # [R, L, longest]
-        states = model.language_model(model.embed(ids, tokens[tiles]), positions, mask[:, None], cache)
-        states = states[torch.arange(len(chosen)), lengths - 1 - prefix]
-        p_seg = model.emission_head(states).float().sigmoid()[:, 0].tolist()
-        slots = [
-            _Slot(tile, len(p.ids), int(p.positions[0, -1]) + 1, -1, p_seg=chance)
-            for tile, p, chance in zip(tiles.tolist(), chosen, p_seg, strict=True)
-        ]
-        self._choose(slots, states)
-        return dict(zip(rows.tolist(), slots, strict=True))
+        embeds, positions = self.questions.embed(self.model, asked, begins, ends)
+        first = torch.tensor(begins, device=embeds.device)[:, None]
+        places = first + torch.arange(embeds.shape[1], device=embeds.device)  # [R, L]
+        places = places.clamp(max=cache.keys[0].shape[2] - 1)
+        span = max(ends)
+        cache.aim(start, start + len(asked), places, span)
+        mask = torch.arange(span, device=embeds.device) <= places[..., None]  # [R, L, span]
+        states = self.model.language_model(embeds, positions, mask[:, None], cache)
+        last = torch.tensor([e - b - 1 for b, e in zip(begins, ends, strict=True)], device=embeds.device)
+        return states[torch.arange(len(asked), device=embeds.device), last]
 
-    def _step(self, active: dict[int, _Slot], cache: SlotCache, answers: list[Answer | None]) -> None:
-        """Feed every row its last token; rows that are done leave."""
-        tokenizer, limit = self.model.tokenizer, self.model.config.max_answer_tokens
-        for row in [row for row, s in active.items() if s.last == tokenizer.eos or len(s.ids) >= limit]:
-            slot = active.pop(row)
-            answers[slot.tile] = self._answer(slot)
-        if not active:
-            return
-        rows, slots = torch.tensor(list(active)), list(active.values())
-        lengths = torch.tensor([s.length for s in slots])
-        span = int(lengths.max()) + 1
-        cache.aim(rows, lengths[:, None], span)
-        mask = torch.arange(span)[None] <= lengths[:, None]  # [R, span]
-        positions = torch.tensor([s.position for s in slots])[None, :, None].expand(3, -1, -1)
-        embeds = self.model.language_model.embed(torch.tensor([[s.last] for s in slots]))
-        states = self.model.language_model(embeds, positions, mask[:, None, None], cache)[:, -1]
-        for slot, state in zip(slots, states, strict=True):
-            slot.length, slot.position = slot.length + 1, slot.position + 1
-            if slot.last == tokenizer.seg and self.model.config.seg_state == "self":
-                slot.states.append(state)
-        self._choose(slots, states)
+    def _launch(self) -> None:
+        """Step all rows, and send their tokens to the host."""
+        rows = min(self.lanes.slots, _round_up(len(self.rows), self.pace.rows))
+        span = min(self.lanes.cache.length, _round_up(max(row.length for row in self.rows) + 1, self.pace.span))
+        key = (rows, span, None if self.script is None else (self.script.data_ptr(), self.script.shape))
+        chosen = self.graphs.run(key, lambda: self.lanes.step(rows, span, self.script))
+        for row in self.rows:
+            row.length += 1
+        self._send(list(self.rows), chosen[: len(self.rows)])
 
-    def _choose(self, slots: list[_Slot], states: Tensor) -> None:
-        """Greedy choice of the next token from (R, H) states."""
-        log_probs = self.model.language_model.logits(states).float().log_softmax(-1)
-        best, chosen = log_probs.max(-1)
-        for slot, state, token, log_prob in zip(slots, states, chosen.tolist(), best.tolist(), strict=True):
-            slot.last = token
-            if token == self.model.tokenizer.eos:
+    def _send(self, rows: list[_Row], tokens: Tensor) -> None:
+        """The one small copy of a step."""
+        ready = None
+        if tokens.is_cuda:
+            host = torch.empty(len(tokens), dtype=tokens.dtype, pin_memory=True)
+            tokens = host.copy_(tokens, non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        self.under_way.append(_Step(rows, tokens, ready))
+
+    def _receive(self, answers: list, on_answer: Callable) -> None:
+        """Read the tokens of the oldest step; rows that are over leave."""
+        step = self.under_way.popleft()
+        if step.ready is not None:
+            step.ready.synchronize()
+        limit, eos = self.model.config.max_answer_tokens, self.model.tokenizer.eos
+        for row, token in zip(step.rows, step.tokens.tolist(), strict=True):
+            if row.over:
                 continue
-            slot.ids.append(token)
-            if token == self.model.tokenizer.seg:
-                slot.log_probs.append(log_prob)
-                if self.model.config.seg_state == "predict":
-                    slot.states.append(state)
+            # At the limit the last token is still fed, since a `<SEG>` there wants its state; what follows is dropped.
+            row.over = token == eos or len(row.ids) == limit
+            if not row.over:
+                row.ids.append(token)
+        for place in reversed([p for p, row in enumerate(self.rows) if row.over]):
+            row = self.rows[place]
+            answers[row.question] = answer = self._answer(place, row)
+            self._vacate(place)
+            on_answer(row.question, answer)
 
-    def _answer(self, slot: _Slot) -> Answer:
-        states = slot.states[: len(slot.log_probs)]
-        width = self.model.config.language.dim
-        stacked = torch.stack(states) if states else torch.zeros(0, width)
-        return Answer(slot.ids, stacked, slot.log_probs[: len(states)], slot.p_seg)
+    def _answer(self, place: int, row: _Row) -> Answer:
+        """What lane `place` holds; its numbers stay on the device until all are done."""
+        pointed = row.ids.count(self.model.tokenizer.seg)
+        lanes = self.lanes
+        return Answer(
+            row.ids, lanes.states[place, :pointed].clone(), lanes.log_probs[place, :pointed].clone(),
+            lanes.p_seg[place].clone(),
+        )  # fmt: skip
+
+    def _vacate(self, place: int) -> None:
+        """The last row takes the place of one that left, so that the rows stay the first ones."""
+        last = self.rows.pop()
+        self.lanes.move(len(self.rows), place, last.length)
+        if place < len(self.rows):
+            self.rows[place] = last
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+def _on_host(answers: list[Answer]) -> list[Answer]:
+    """Fetch all probabilities in one copy."""
+    if not answers:
+        return answers
+    p_seg = torch.stack([a.p_seg for a in answers]).tolist()
+    log_probs = iter(torch.cat([a.log_probs for a in answers]).tolist())
+    for answer, chance in zip(answers, p_seg, strict=True):
+        answer.p_seg = chance
+        answer.log_probs = [next(log_probs) for _ in range(len(answer.log_probs))]
+    return answers

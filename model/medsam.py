@@ -4,6 +4,9 @@ Source: Kirillov et al. 2023, Segment Anything, §3 and App. A; Ma et al. 2024, 
 AdaptFormer, as in Liu et al. 2026, PathChat-SegR1, §3.3.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -12,9 +15,12 @@ from model.config import SamConfig
 from model.segment_anything_modules import (
     Block,
     ImageEncoderViT,
+    LayerNorm2d,
     MaskDecoder,
     PositionEmbeddingRandom,
     TwoWayTransformer,
+    window_partition,
+    window_unpartition,
 )
 from model.stem import build_stem
 
@@ -36,68 +42,104 @@ class Adapter(nn.Module):
 
 
 class AdaptedBlock(Block):
-    """SAM's block with an adapter after the attention (with a skip) and one parallel to the MLP (× 0.5)."""
+    """SAM's block with an adapter after the attention (with a skip) and one parallel to the MLP (× 0.5).
+
+    Attention is SAM's, by the fused kernel: the relative positions, which SAM adds to the scores, are a product of the
+    query with a row and a column vector, so that they join the dot product as further dimensions: the query holds what
+    it says to every row and column, the key says in which it stands. No scores are ever written out.
+
+    Source: Li et al. 2022, MViTv2, §4.1 (decomposed relative positions).
+    """
 
     def __init__(self, *args: object, dim: int, adapter_ratio: float, **kwargs: object):
         super().__init__(*args, dim=dim, **kwargs)
-        self.attention_adapter = Adapter(dim, adapter_ratio)
-        self.mlp_adapter = Adapter(dim, adapter_ratio)
+        self.attention_adapter = Adapter(dim, adapter_ratio) if adapter_ratio else None
+        self.mlp_adapter = Adapter(dim, adapter_ratio) if adapter_ratio else None
         self.written_out = False
-
-    def _attend(self, x: Tensor) -> Tensor:
-        """Global attention without relative positions takes the fused kernel; all else is SAM's own code."""
-        if self.window_size > 0 or self.attn.use_rel_pos:
-            return self._windowed(x)
-        b, h, w, d = x.shape
-        qkv = self.attn.qkv(x).view(b, h * w, 3, self.attn.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, N, d]
-        attention = attend if self.written_out else nn.functional.scaled_dot_product_attention
-        out = attention(q, k, v)
-        return self.attn.proj(out.transpose(1, 2).reshape(b, h, w, d))
-
-    def _windowed(self, x: Tensor) -> Tensor:
-        from segment_anything.modeling.image_encoder import window_partition, window_unpartition
-
-        if self.window_size == 0:
-            return self.attn(x)
-        h, w = x.shape[1:3]
-        windows, padded = window_partition(x, self.window_size)
-        return window_unpartition(self.attn(windows), self.window_size, padded, (h, w))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) → (B, H, W, D)."""
-        attended = self._attend(self.norm1(x))
-        x = x + attended + self.attention_adapter(attended)
+        attended = self._windowed(self.norm1(x))
+        x = x + attended
+        if self.attention_adapter is not None:
+            x = x + self.attention_adapter(attended)
         y = self.norm2(x)
+        if self.mlp_adapter is None:
+            return x + self.mlp(y)
         return x + self.mlp(y) + 0.5 * self.mlp_adapter(y)
+
+    def _windowed(self, x: Tensor) -> Tensor:
+        if self.window_size == 0:
+            return self._attend(x)
+        h, w = x.shape[1:3]
+        windows, padded = window_partition(x, self.window_size)
+        return window_unpartition(self._attend(windows), self.window_size, padded, (h, w))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Every token of (B, H, W, D) looks at every other."""
+        b, h, w, dim = x.shape
+        qkv = self.attn.qkv(x).view(b, h * w, 3, self.attn.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, N, d]
+        d = q.shape[-1]
+        if self.attn.use_rel_pos:
+            q, k = _with_places(self.attn, q, k, (h, w))
+            # Values as wide as keys: only then does the fused kernel take them.
+            v = nn.functional.pad(v, (0, q.shape[-1] - d))
+            out = nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :d]
+        else:
+            out = (attend if self.written_out else nn.functional.scaled_dot_product_attention)(q, k, v)
+        return self.attn.proj(out.transpose(1, 2).reshape(b, h, w, dim))
+
+
+def _with_places(attn: nn.Module, q: Tensor, k: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(B, heads, h·w, d) queries and keys → (B, heads, h·w, d + h + w), whose products are SAM's scores."""
+    h, w = size
+    grid = q.unflatten(2, size)  # [B, heads, h, w, d]
+    to_rows = torch.einsum("bnhwd,hkd->bnhwk", grid, _relative(attn.rel_pos_h, h))
+    to_columns = torch.einsum("bnhwd,wkd->bnhwk", grid, _relative(attn.rel_pos_w, w))
+    eye = torch.eye(max(size), dtype=k.dtype, device=k.device)
+    place = torch.cat([eye[:h, :h].repeat_interleave(w, 0), eye[:w, :w].repeat(h, 1)], 1)  # [N, h + w]
+    q = torch.cat([grid * attn.scale, to_rows, to_columns], -1).flatten(2, 3)
+    k = torch.cat([k, place.expand(*k.shape[:2], -1, -1)], -1)
+    spare = -q.shape[-1] % 8  # fused kernels want multiples of 8
+    return (nn.functional.pad(q, (0, spare)), nn.functional.pad(k, (0, spare))) if spare else (q, k)
+
+
+def _relative(table: Tensor, size: int) -> Tensor:
+    """(2·size − 1, d) by distance → (size, size, d): the row for each query and key."""
+    place = torch.arange(size, device=table.device)
+    return table[place[:, None] - place + size - 1]
 
 
 class SamImageEncoder(nn.Module):
     """Pixels → the feature map that masks are decoded from."""
 
-    def __init__(self, config: SamConfig, tile_px: int):
+    def __init__(self, config: SamConfig, image_px: int):
         super().__init__()
         self.vit = ImageEncoderViT(
-            img_size=tile_px,
+            img_size=image_px,
             patch_size=config.patch_px,
             embed_dim=config.dim,
             depth=0,
             num_heads=config.heads,
             out_chans=config.out_dim,
         )
-        grid = tile_px // config.patch_px
+        grid = image_px // config.patch_px
         self.vit.blocks = nn.ModuleList(
             AdaptedBlock(
                 dim=config.dim,
                 num_heads=config.heads,
                 mlp_ratio=config.mlp_ratio,
+                use_rel_pos=config.rel_pos,
                 window_size=0 if i in config.global_blocks else config.window,
                 input_size=(grid, grid),
                 adapter_ratio=config.adapter_ratio,
+                norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
             )
             for i in range(config.depth)
         )
         self.vit.patch_embed = build_stem(config.stem, config.stem_channels, config.patch_px, config.dim)
+        self.vit.neck[1], self.vit.neck[3] = Norm2d(config.out_dim), Norm2d(config.out_dim)
         self.high_res = nn.ModuleList()
         if config.high_res and config.stem == "conv":
             stride4, stride8 = config.stem_channels[1], config.stem_channels[2]
@@ -117,8 +159,36 @@ class SamImageEncoder(nn.Module):
         return features
 
 
+class Norm2d(LayerNorm2d):
+    """SAM's norm over channels; with reduced weights its statistics are fp32 all the same, as `nn.LayerNorm`'s are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → the same shape."""
+        if self.weight.dtype == torch.float32:
+            return super().forward(x)
+        x = nn.functional.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class DensePositions(PositionEmbeddingRandom):
+    """SAM's random frequencies, fp32 wherever the model goes: rounded they would put every pixel elsewhere."""
+
+    def __init__(self, features: int):
+        super().__init__(features)
+        self.positional_encoding_gaussian_matrix = self.positional_encoding_gaussian_matrix.float()
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "DensePositions":
+        exact = self.positional_encoding_gaussian_matrix
+        super()._apply(fn, recurse)
+        moved = self.positional_encoding_gaussian_matrix
+        if moved.dtype != torch.float32:
+            self.positional_encoding_gaussian_matrix = exact.to(moved.device)
+        return self
+
+
 class BatchedMaskDecoder(nn.Module):
-    """SAM's mask decoder over M masks of any images in one call; only the mask token that is used is decoded.
+    """SAM's mask decoder over M masks of any images in one call; of its mask tokens only the first, SAM's answer to an
+    unambiguous prompt, is decoded.
 
     High-resolution features, where the encoder gives them, are added while upscaling (Ravi et al. 2024, SAM 2, §4).
     """
@@ -136,16 +206,22 @@ class BatchedMaskDecoder(nn.Module):
             num_multimask_outputs=config.multimask_outputs,
             iou_head_hidden_dim=config.out_dim,
         )
-        self.positions = PositionEmbeddingRandom(config.out_dim // 2)
+        self.decoder.output_upscaling[1] = Norm2d(config.out_dim // 4)
+        self.positions = DensePositions(config.out_dim // 2)
         self.no_mask = nn.Embedding(1, config.out_dim)
+        self.match = nn.Conv2d(2, config.out_dim, 1, bias=False)
+        nn.init.zeros_(self.match.weight)
 
-    def forward(self, features: list[Tensor], image_index: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: list[Tensor], image_index: Tensor, prompts: Tensor, match: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Decode M masks.
 
         Args:
             features: what `SamImageEncoder` gives for B images.
             image_index: (M,) int64, the image of each mask.
             prompts: (M, C) sparse prompt embeddings, one per `<SEG>`.
+            match: (M, 2, ·, ·) where each mask's tile looks like an exemplar, a dense prompt; None means nowhere.
 
         Returns:
             mask logits (M, 4h, 4w) and predicted IoU (M,).
@@ -153,6 +229,9 @@ class BatchedMaskDecoder(nn.Module):
         d = self.decoder
         source = features[0][image_index] + self.no_mask.weight.view(1, -1, 1, 1)  # [M, C, h, w]
         m, c, h, w = source.shape
+        if match is not None:
+            match = nn.functional.interpolate(match.to(source.dtype), (h, w), mode="bilinear", align_corners=False)
+            source = source + self.match(match)
         with torch.autocast(source.device.type, enabled=False):
             place = self.positions((h, w)).to(source.dtype)[None]  # the dense encoding stays fp32 until here
         output_tokens = torch.cat([d.iou_token.weight, d.mask_tokens.weight])  # [1 + masks, C]

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from model.config import PathChatConfig
+from model.matcher import Matcher
 from model.medsam import BatchedMaskDecoder, SamImageEncoder
+from model.pixels import for_sam, normalise, resize
 from model.seg_adapter import build_seg_adapter
-from model.stem import normalise
 from model.tokenizer import PathTokenizer
 from model.vision import PathologyEncoder, Projector
 from model.vlm import LanguageModel
@@ -22,11 +23,34 @@ from model.vlm import LanguageModel
 
 @dataclass(frozen=True)
 class Seen:
-    """What the pathology encoder saw in B tiles: patches (B, N, D), class logits (B, N, C), image tokens (B, n, H)."""
+    """What the pathology encoder saw in B tiles.
+
+    Attributes:
+        patches: (B, N, D) patch tokens.
+        classes: (B, N, C) dense class logits; C is 0 without a dense class head.
+        tokens: (B, n, H) image tokens.
+    """
 
     patches: Tensor
     classes: Tensor
     tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Reminded:
+    """What an exemplar changes about B tiles: what they look like beside it, and what it looks like itself.
+
+    Attributes:
+        tokens: (B, n, H) the tiles' image tokens, told where they match the exemplar.
+        reference: (B, n, H) the exemplar's own image tokens, for `<ref>`.
+        memory: (B, H) what lies under its outline, for `<MEM>`.
+        match: (B, 2, h, w) where the tiles match it, for the mask decoder.
+    """
+
+    tokens: Tensor
+    reference: Tensor
+    memory: Tensor
+    match: Tensor
 
 
 class PathChatSegR1(nn.Module):
@@ -36,20 +60,35 @@ class PathChatSegR1(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self.pathology_encoder = PathologyEncoder(config.vision, config.tile_px)
+        self.pathology_encoder = PathologyEncoder(config.vision, config.vision_px)
         self.projector = Projector(config.vision.dim, config.language.dim, config.vision.merge)
         self.language_model = LanguageModel(config.language)
-        self.sam_encoder = SamImageEncoder(config.sam, config.tile_px)
+        self.sam_encoder = SamImageEncoder(config.sam, config.sam_px)
         self.seg_adapter = build_seg_adapter(config.adapter, config.language.dim, config.sam.out_dim)
         self.mask_decoder = BatchedMaskDecoder(config.sam)
         self.memory = nn.Linear(config.vision.dim, config.language.dim)
+        self.matcher = Matcher(config.vision.dim, config.language.dim, config.vision.merge)
         self.emission_head = nn.Linear(config.language.dim, 1)
-        self.dense_head = nn.Linear(config.vision.dim, len(config.dense_classes))
-        self.evidence = nn.Linear(3 * len(config.dense_classes), config.language.dim)
+        classes = len(config.dense_classes)
+        self.dense_head = nn.Linear(config.vision.dim, classes) if classes else None
+        self.evidence = nn.Linear(3 * classes, config.language.dim) if classes else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model computes."""
+        return self.emission_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the language model computes in."""
+        return self.emission_head.weight.dtype
 
     def see(self, images: Tensor) -> Seen:
-        """(B, H, W, 3) uint8 → what the language model sees of them."""
-        patches = self.pathology_encoder(normalise(images, self.config.mean, self.config.std))
+        """(B, T, T, 3) uint8 → what the language model sees of them."""
+        pixels = normalise(resize(images, self.config.vision_px), self.config.mean, self.config.std)
+        patches = self.pathology_encoder(pixels.to(self.dtype))
+        if self.dense_head is None:
+            return Seen(patches, patches.new_zeros(*patches.shape[:2], 0), self.projector(patches))
         classes = self.dense_head(patches)
         return Seen(patches, classes, self.projector(patches) + self._evidence(classes))
 
@@ -66,8 +105,9 @@ class PathChatSegR1(nn.Module):
         return self.evidence(torch.cat([here, whole], -1) / 4)
 
     def survey(self, images: Tensor) -> list[Tensor]:
-        """(B, H, W, 3) uint8 → MedSAM's features, from which masks are decoded."""
-        return self.sam_encoder(normalise(images, self.config.mean, self.config.std))
+        """(B, T, T, 3) uint8 → MedSAM's features, from which masks are decoded."""
+        c = self.config
+        return self.sam_encoder(for_sam(images, c.sam_px, c.sam.scheme, c.mean, c.std).to(self.dtype))
 
     def remember(self, patches: Tensor, mask: Tensor) -> Tensor:
         """Pool an exemplar's patch tokens under its outline.
@@ -79,10 +119,33 @@ class PathChatSegR1(nn.Module):
         Returns:
             (B, H) one `<MEM>` token each.
         """
-        grid = self.config.patch_grid
-        weight = nn.functional.adaptive_avg_pool2d(mask[:, None].float(), grid).flatten(1)  # [B, N]
+        weight = self._on_patches(mask)
         weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-6)
         return self.memory(torch.einsum("bn,bnd->bd", weight.to(patches.dtype), patches))
+
+    def remind(self, seen: Seen, shown: Seen, outlines: Tensor) -> Reminded:
+        """Show each of B tiles its exemplar; no weight changes.
+
+        Args:
+            seen: the tiles.
+            shown: B exemplars, their outline drawn on them.
+            outlines: (B, H, W) in [0, 1], the exemplars' outlines.
+
+        Returns:
+            What the language model and the mask decoder take instead of, and besides, what they take without one.
+        """
+        match = self.matcher(seen.patches, shown.patches, self._on_patches(outlines))  # [B, N, 2]
+        b, grid = len(match), self.config.patch_grid
+        return Reminded(
+            tokens=seen.tokens + self.matcher.told(match, grid),
+            reference=shown.tokens,
+            memory=self.remember(shown.patches, outlines),
+            match=match.transpose(1, 2).reshape(b, 2, grid, grid),
+        )
+
+    def _on_patches(self, mask: Tensor) -> Tensor:
+        """(B, H, W) → (B, N): the share of each patch that lies under a mask."""
+        return nn.functional.adaptive_avg_pool2d(mask[:, None].float(), self.config.patch_grid).flatten(1)
 
     def embed(self, ids: Tensor, tokens: Tensor | None, ref: Tensor | None = None, mem: Tensor | None = None) -> Tensor:
         """Token ids with image tokens put in their places.
@@ -117,6 +180,11 @@ class PathChatSegR1(nn.Module):
             places = places - 1
         return states[rows, places], rows
 
-    def decode_masks(self, features: list[Tensor], image_index: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """(M, H) `<SEG>` states → mask logits (M, mask_px, mask_px) and predicted IoU (M,)."""
-        return self.mask_decoder(features, image_index, self.seg_adapter(states))
+    def decode_masks(
+        self, features: list[Tensor], image_index: Tensor, states: Tensor, match: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(M, H) `<SEG>` states → mask logits (M, mask_px, mask_px) and predicted IoU (M,).
+
+        `match` (M, 2, h, w) tells where each mask's tile looks like the exemplar; zeros where it was asked without one.
+        """
+        return self.mask_decoder(features, image_index, self.seg_adapter(states), match)

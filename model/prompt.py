@@ -1,8 +1,8 @@
 """How a question, a tile and an answer become one sequence, with a position in three axes for every token.
 
 Query first: `<bos> [<ref>×n <MEM>] question scale <image>×n <think> … <eos>`; tile first puts the image before the
-question. Text positions advance together on all axes; image tokens share one time and spread over rows and columns
-(Bai et al. 2025, Qwen2.5-VL, §2.1).
+question. The style `qwen` says the same in the turns that Qwen2.5-VL was trained on. Text positions advance together on
+all axes; image tokens share one time and spread over rows and columns (Bai et al. 2025, Qwen2.5-VL, §2.1).
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,9 @@ import numpy as np
 
 from model.data.queries import normalise_query
 from model.tokenizer import PathTokenizer
+
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+"""What Qwen2.5-VL's own template begins with."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def build_sequence(
     tile_first: bool = False,
     dropout: float = 0.0,
     rng: np.random.Generator | None = None,
+    style: str = "plain",
 ) -> Sequence:
     """One sequence of the model.
 
@@ -77,16 +81,25 @@ def build_sequence(
         exemplar: whether a reference comes first.
         tile_first: image before question.
         dropout: BPE dropout of the question; rng: its source of chance.
+        style: `PathChatConfig.prompt`: `plain` or `qwen`.
 
     Returns:
         The sequence; with an answer it ends in `<eos>`.
     """
     t = tokenizer
-    reference = [t.ref] * grid**2 + [t.mem] if exemplar else []
+    reference, tile = [t.ref] * grid**2, [t.image] * grid**2
     question = t.encode(normalise_query(query), dropout, rng) + t.encode(scale_words(mpp))
-    tile = [t.image] * grid**2
-    body = tile + question if tile_first else question + tile
-    prompt = [t.bos, *reference, *body, t.think]
+    if style == "qwen":
+        start, end = t.encode("<|vision_start|>"), t.encode("<|vision_end|>")
+        reference, tile = start + reference + end, start + tile + end
+    said = tile + question if tile_first else question + tile
+    if exemplar:
+        said = [*reference, t.mem, *said]
+    if style == "qwen":
+        opening, closing = SYSTEM + "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+        prompt = [*t.encode(opening), *said, *t.encode(closing), t.think]
+    else:
+        prompt = [t.bos, *said, t.think]
     ids = list(prompt)
     if answer is not None:
         words = t.encode(answer)

@@ -7,11 +7,12 @@ follows prompts the mask.
 
 import re
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.pathchat import PathChatSegR1
-from model.prompt import build_sequence
+from model.questions import Questions
 from model.tokenizer import SEG
 
 _SOUGHT = re.compile(r"Looking for ([^.:<]+)[.:]")
@@ -40,29 +41,21 @@ def as_if_present(text: str) -> tuple[str, str] | None:
     return f"{thought.rstrip()} This fits {phrase}. </think> Found in the area: {phrase} {SEG}", phrase
 
 
-@torch.no_grad()
-def forced_states(
-    model: PathChatSegR1, queries: list[str], mpps: list[float | None], tokens: Tensor, answers: list[str]
-) -> Tensor:
+@torch.inference_mode()
+def forced_states(model: PathChatSegR1, questions: Questions) -> Tensor:
     """The states at the forced `<SEG>`s, by one teacher-forced pass.
 
     Args:
         model: in evaluation mode.
-        queries: N questions; mpps: N scales in µm/px, None where unknown.
-        tokens: (N, n, H) image tokens.
-        answers: N texts from `as_if_present`.
+        questions: N, each with an answer from `as_if_present`.
 
     Returns:
         (N, H).
     """
-    tokenizer, grid = model.tokenizer, model.config.image_grid
-    asked = zip(queries, mpps, answers, strict=True)
-    sequences = [build_sequence(tokenizer, query, mpp, grid, answer=answer) for query, mpp, answer in asked]
-    length = max(len(s.ids) for s in sequences)
-    ids = torch.full((len(sequences), length), tokenizer.pad)
-    positions = torch.zeros(3, len(sequences), length, dtype=torch.long)
-    for row, s in enumerate(sequences):
-        ids[row, : len(s.ids)] = torch.from_numpy(s.ids)
-        positions[:, row, : len(s.ids)] = torch.from_numpy(s.positions)
-    states = model.language_model(model.embed(ids, tokens), positions)
-    return model.seg_states(states, ids)[0]
+    asked = list(questions)
+    embeds, positions = questions.embed(model, asked, [0] * len(asked), [len(q.ids) for q in asked])
+    states = model.language_model(embeds, positions)
+    places = [int(np.flatnonzero(q.ids == model.tokenizer.seg)[-1]) for q in asked]
+    if model.config.seg_state == "predict":
+        places = [place - 1 for place in places]
+    return states[torch.arange(len(asked)), places]

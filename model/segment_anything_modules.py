@@ -20,7 +20,12 @@ def _register_bare_package() -> None:
 _register_bare_package()
 
 from segment_anything.modeling.common import LayerNorm2d  # noqa: E402
-from segment_anything.modeling.image_encoder import Block, ImageEncoderViT  # noqa: E402
+from segment_anything.modeling.image_encoder import (  # noqa: E402
+    Block,
+    ImageEncoderViT,
+    window_partition,
+    window_unpartition,
+)
 from segment_anything.modeling.mask_decoder import MaskDecoder  # noqa: E402
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom  # noqa: E402
 from segment_anything.modeling.transformer import TwoWayTransformer  # noqa: E402
@@ -32,4 +37,6 @@ __all__ = [
     "MaskDecoder",
     "PositionEmbeddingRandom",
     "TwoWayTransformer",
+    "window_partition",
+    "window_unpartition",
 ]

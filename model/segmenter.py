@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from model.exemplar import Exemplar
+
 
 @dataclass(frozen=True)
 class TileBatch:
@@ -19,12 +21,18 @@ class TileBatch:
         mpp: (B,) float32, µm/px of each tile; NaN where unknown.
         queries: B questions in plain words.
         forced: (B,) bool; True asks for a mask even where the model would stay silent (the second look).
+        exemplars: B references to look for the like of, None where a question comes without one; empty means none.
+        tile_first: (B,) bool; True lets a tile be read before its question, so that several questions about one tile
+            share the reading. It is the asker's choice and never the batch's: the answer may depend on it. None means
+            False throughout.
     """
 
     images: np.ndarray
     mpp: np.ndarray
     queries: Sequence[str]
     forced: np.ndarray
+    exemplars: Sequence[Exemplar | None] = ()
+    tile_first: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -38,9 +46,10 @@ class TileAnswer:
         text: the reasoning chain and the conclusion as generated, `<SEG>` included.
         masks: (K, H, W) float16 probabilities in the tile's frame, K >= 0, in the order of their `<SEG>`.
         phrases: K target phrases, one per mask.
-        confidence: (K,) float32 in [0, 1], one per mask.
+        confidence: (K,) float32 in [0, 1], one per mask; calibrated where the checkpoint is.
         p_seg: probability in [0, 1] that the answer carries a `<SEG>` at all.
         forced: True when the mask was asked for by a second look.
+        raw_confidence: (K,) float32 in [0, 1], before calibration; empty where a segmenter has only one kind.
     """
 
     text: str
@@ -49,6 +58,7 @@ class TileAnswer:
     confidence: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     p_seg: float = 0.0
     forced: bool = False
+    raw_confidence: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @property
     def emitted(self) -> bool:
@@ -69,6 +79,7 @@ class SegmenterCard:
         licence: SPDX id of the weights.
         parameters: number of weights.
         figures: measured figures, by name.
+        exemplars: whether it looks at `TileBatch.exemplars`; others are never shown any.
     """
 
     name: str
@@ -79,6 +90,7 @@ class SegmenterCard:
     licence: str = "Apache-2.0"
     parameters: int = 0
     figures: dict = field(default_factory=dict)
+    exemplars: bool = False
 
 
 @runtime_checkable

@@ -1,6 +1,5 @@
 """How pixels become patch tokens: a convolutional stem, or ViT's one-step patch embedding."""
 
-import torch
 from torch import Tensor, nn
 
 
@@ -80,11 +79,3 @@ def build_stem(kind: str, channels: tuple[int, ...], patch_px: int, dim: int) ->
     if kind == "patch":
         return PatchStem(patch_px, dim)
     raise ValueError(f"stem={kind!r} with patch_px={patch_px}: accepted are 'conv' with patch_px=16, or 'patch'")
-
-
-def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(B, H, W, 3) uint8 → (B, 3, H, W) float32, fixed mean and std (a per-tile stretch makes neighbours disagree)."""
-    pixels = images.permute(0, 3, 1, 2).float() / 255.0
-    centre = torch.tensor(mean, device=pixels.device).view(1, 3, 1, 1)
-    spread = torch.tensor(std, device=pixels.device).view(1, 3, 1, 1)
-    return ((pixels - centre) / spread).contiguous(memory_format=torch.channels_last)

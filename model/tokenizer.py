@@ -1,7 +1,8 @@
-"""Byte-level BPE trained on the chains, with the special tokens of the answer grammar.
+"""Byte-level BPE with the special tokens of the answer grammar: trained on the chains, or Qwen2.5's with ours added.
 
 One spelling for everything: `<SEG>` asks for a mask, `<image>` and `<ref>` stand for image tokens of the tile and of an
-exemplar, `<MEM>` for what was pooled under the exemplar's outline.
+exemplar, `<MEM>` for what was pooled under the exemplar's outline. Qwen2.5 has its own words for the beginning, the end
+and the tile's image.
 """
 
 from collections.abc import Iterable
@@ -14,16 +15,34 @@ PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 THINK, END_THINK, SEG = "<think>", "</think>", "<SEG>"
 IMAGE, REF, MEM = "<image>", "<ref>", "<MEM>"
 SPECIAL = (PAD, BOS, EOS, THINK, END_THINK, SEG, IMAGE, REF, MEM)
+QWEN = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", THINK, END_THINK, SEG, "<|image_pad|>", REF, MEM)
+"""The same nine in a tokenizer of Qwen2.5-VL."""
+QWEN_MARKS = (*QWEN[:3], QWEN[6], "<|vision_start|>", "<|vision_end|>")
+"""What Qwen2.5-VL's own tokenizer has of what the prompt needs."""
 
 
 class PathTokenizer:
-    """Text ↔ ids; special tokens are whole ids wherever they are spelled."""
+    """Text ↔ ids; special tokens are whole ids wherever they are spelled.
+
+    Which words its special tokens are, `SPECIAL` or `QWEN`, is told by which of them it knows.
+
+    Raises:
+        ValueError: it knows neither all of the one nor all of the other; the message names what is missing.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
+        words = SPECIAL if tokenizer.token_to_id(BOS) is not None else QWEN
+        if unknown := [word for word in words if tokenizer.token_to_id(word) is None]:
+            raise ValueError(f"tokenizer.json: special tokens {unknown} are missing")
         self._tokenizer = tokenizer
         self.pad, self.bos, self.eos, self.think, self.end_think, self.seg, self.image, self.ref, self.mem = (
-            tokenizer.token_to_id(token) for token in SPECIAL
+            tokenizer.token_to_id(word) for word in words
         )
+
+    @property
+    def unsaid(self) -> list[int]:
+        """Ids that only a prompt may hold, since something else is put in their places; an answer never says them."""
+        return [self.image, self.ref, self.mem]
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
@@ -45,8 +64,32 @@ class PathTokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "PathTokenizer":
-        """Read `tokenizer.json`."""
-        return cls(Tokenizer.from_file(str(path)))
+        """Read a `tokenizer.json` of ours.
+
+        Raises:
+            ValueError: it is no tokenizer, or its special tokens are not ours; the message names the file.
+        """
+        return cls(_read(path))
+
+    @classmethod
+    def from_qwen(cls, path: Path, rows: int | None = None) -> "PathTokenizer":
+        """Read Qwen2.5-VL's own `tokenizer.json` and give our words the next ids, on spare rows of the embedding.
+
+        Args:
+            path: `tokenizer.json` as published with the weights: 151,665 tokens.
+            rows: rows of the word embedding, which the last id must not reach.
+
+        Raises:
+            ValueError: it is no tokenizer of Qwen2.5-VL, or the rows do not suffice.
+        """
+        tokenizer = _read(path)
+        if unknown := [word for word in QWEN_MARKS if tokenizer.token_to_id(word) is None]:
+            raise ValueError(f"{path}: not a tokenizer of Qwen2.5-VL, which would know {unknown}")
+        tokenizer.add_special_tokens([word for word in QWEN if tokenizer.token_to_id(word) is None])
+        last = max(tokenizer.get_vocab(with_added_tokens=True).values())
+        if rows is not None and last >= rows:
+            raise ValueError(f"{path}: with our words its last id is {last}; vocabulary={rows} rows do not suffice")
+        return cls(tokenizer)
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`."""
@@ -68,6 +111,13 @@ class PathTokenizer:
         return [i for piece in pieces for i in self._tokenizer.encode(piece, add_special_tokens=False).ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids → text, special tokens spelled out, `<eos>` and `<pad>` left out."""
+        """Ids → text, special tokens spelled out; those of beginning, end and padding left out."""
         dropped = {self.pad, self.eos, self.bos}
         return self._tokenizer.decode([i for i in ids if i not in dropped], skip_special_tokens=False)
+
+
+def _read(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(f"{path}: cannot be read as a tokenizer: {error}") from error

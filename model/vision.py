@@ -1,10 +1,13 @@
 """The pathology encoder: a DINOv2 ViT, and the projector that turns its patch tokens into image tokens.
 
-Source: Liu et al. 2026, PathChat-SegR1, §3.1 (RuiPath encoder); Oquab et al. 2024, DINOv2.
+Source: Liu et al. 2026, PathChat-SegR1, §3.1 (RuiPath encoder); Oquab et al. 2024, DINOv2; Darcet et al. 2024,
+Vision transformers need registers.
 """
 
+import torch
 from torch import Tensor, nn
-from transformers import Dinov2Config, Dinov2Model
+from torch.nn import functional as F
+from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from model.config import VisionConfig
 from model.stem import build_stem
@@ -25,28 +28,57 @@ class StemEmbeddings(nn.Module):
 
 
 class PathologyEncoder(nn.Module):
-    """DINOv2-style ViT; CLS is dropped after the last block."""
+    """DINOv2-style ViT; CLS and registers are dropped after the last block."""
 
-    def __init__(self, config: VisionConfig, tile_px: int):
+    def __init__(self, config: VisionConfig, image_px: int):
         super().__init__()
-        self.vit = Dinov2Model(
-            Dinov2Config(
-                hidden_size=config.dim,
-                num_hidden_layers=config.depth,
-                num_attention_heads=config.heads,
-                mlp_ratio=config.mlp_ratio,
-                image_size=tile_px,
-                patch_size=config.patch_px,
-                layerscale_value=config.layer_scale,
-                drop_path_rate=config.drop_path,
-                use_mask_token=False,
-            )
-        )
+        self.config = config
+        self.vit = _vit(config, config.pos_px or image_px)
         self.vit.embeddings.patch_embeddings = StemEmbeddings(config)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) normalised → patch tokens (B, N, D) in raster order."""
-        return self.vit(pixel_values=pixels).last_hidden_state[:, 1:]
+        parts = self.vit.embeddings
+        grid = pixels.shape[-1] // self.config.patch_px
+        patches = parts.patch_embeddings(pixels)
+        tokens = torch.cat([parts.cls_token.expand(len(pixels), -1, -1), patches], 1) + self._positions(grid)
+        if self.config.registers:
+            registers = parts.register_tokens.expand(len(pixels), -1, -1)
+            tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], 1)
+        states = self.vit.layernorm(self.vit.encoder(tokens).last_hidden_state)
+        return states[:, 1 + self.config.registers :]
+
+    def _positions(self, grid: int) -> Tensor:
+        """(1, 1 + grid², D): CLS's position, then the patches', interpolated in fp32 from the grid of `pos_px`."""
+        trained = self.vit.embeddings.position_embeddings
+        _, n, d = trained.shape
+        edge = int((n - 1) ** 0.5)
+        if edge == grid:
+            return trained
+        square = trained[:, 1:].view(1, edge, edge, d).permute(0, 3, 1, 2).float()
+        how = {"mode": "bicubic", "align_corners": False, "antialias": self.config.pos_antialias}
+        square = F.interpolate(square, (grid, grid), **how).to(trained.dtype)
+        return torch.cat([trained[:, :1], square.flatten(2).transpose(1, 2)], 1)
+
+
+def _vit(config: VisionConfig, pos_px: int) -> nn.Module:
+    """The ViT of `transformers`, with position embeddings for pictures of `pos_px`."""
+    numbers = {
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "mlp_ratio": config.mlp_ratio,
+        "image_size": pos_px,
+        "patch_size": config.patch_px,
+        "layerscale_value": config.layer_scale,
+        "drop_path_rate": config.drop_path,
+        "use_swiglu_ffn": config.swiglu,
+    }
+    if not config.registers:
+        return Dinov2Model(Dinov2Config(**numbers, use_mask_token=False))
+    vit = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**numbers, num_register_tokens=config.registers))
+    vit.embeddings.mask_token = None  # only masked training needs it
+    return vit
 
 
 class Projector(nn.Module):

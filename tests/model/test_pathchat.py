@@ -127,15 +127,49 @@ def test_unknown_stem_names_what_is_accepted():
 
 def test_gradients_reach_every_part():
     model = small_model().train()
-    ids, positions, _ = _row(model, answer=ANSWER)
+    ids, positions, _ = _row(model, answer=ANSWER, exemplar=True)
     images = tiles(1)
     seen = model.see(images)
-    states = model.language_model(model.embed(ids, seen.tokens), positions)
+    # Away from zero: behind outlets that start there, nothing would be reached at the first step.
+    torch.nn.init.normal_(model.matcher.outlet.weight)
+    torch.nn.init.normal_(model.mask_decoder.match.weight)
+    reminded = model.remind(seen, model.see(tiles(1, seed=1)), half_mask())
+    embeds = model.embed(ids, reminded.tokens, reminded.reference, reminded.memory)
+    states = model.language_model(embeds, positions)
     seg, rows = model.seg_states(states, ids)
-    logits, iou = model.decode_masks(model.survey(images), rows, seg)
+    logits, iou = model.decode_masks(model.survey(images), rows, seg, reminded.match)
     loss = logits.square().mean() + iou.sum() + model.emission_head(states[:, 0]).sum()
     (loss + seen.classes.square().mean() + model.language_model.logits(states).square().mean()).backward()
     silent = {n for n, p in model.named_parameters() if p.grad is None}
-    # MEM needs an exemplar; mask_token exists in DINOv2 only for masked training.
-    assert {n for n in silent if not n.startswith("memory.")} <= {"pathology_encoder.vit.embeddings.mask_token"}
+    # mask_token exists in DINOv2 only for masked training.
+    assert silent <= {"pathology_encoder.vit.embeddings.mask_token"}
     assert np.isfinite(float(loss.detach()))
+
+
+def half_mask(size=64):
+    mask = torch.zeros(1, size, size)
+    mask[:, :, : size // 2] = 1
+    return mask
+
+
+def test_a_fresh_exemplar_changes_no_mask_and_no_image_token(model):
+    """The matcher's outlets start at zero: weights from before it keep their answers."""
+    seen = model.see(tiles(1))
+    reminded = model.remind(seen, model.see(tiles(1, seed=1)), half_mask())
+    torch.testing.assert_close(reminded.tokens, seen.tokens, rtol=0, atol=0)
+    states, index = torch.randn(1, 32), torch.tensor([0])
+    features = model.survey(tiles(1))
+    with_match, _ = model.decode_masks(features, index, states, reminded.match)
+    torch.testing.assert_close(with_match, model.decode_masks(features, index, states)[0], rtol=0, atol=0)
+
+
+def test_a_tile_matches_itself_where_the_outline_is(model):
+    """Every patch resembles itself most, so the vote is the outline."""
+    seen = model.see(tiles(1))
+    with torch.no_grad():
+        model.matcher.sharpness.fill_(5.0)
+        match = model.remind(seen, seen, half_mask()).match[0]
+        model.matcher.sharpness.fill_(2.3)
+    half = model.config.patch_grid // 2
+    assert match[0, :, :half].mean() > match[0, :, half:].mean()
+    torch.testing.assert_close(match[1, :, :half], torch.ones_like(match[1, :, :half]), atol=1e-4, rtol=0)

@@ -6,7 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from model.predictor import PathChatPredictor, load_segmenter, phrases_of
+from model.evaluation.views import cut
+from model.exemplar import Exemplar
+from model.predictor import PathChatPredictor, choose_device, load_segmenter, phrases_of
 from model.second_look import as_if_present
 from model.segmenter import Segmenter, SegmenterCard, TileBatch
 from tests.model.tiny import small_model, tiles
@@ -58,6 +60,122 @@ def test_a_tile_is_answered_the_same_in_any_company(predictor, order):
     for i, answer in zip(order, some, strict=True):
         assert answer.text == whole[i].text
         np.testing.assert_allclose(answer.masks.astype(float), whole[i].masks.astype(float), atol=1e-3)
+
+
+def exemplar(seed, edge=32):
+    mask = np.zeros((64, 64), bool)
+    mask[:edge, 8:40] = True
+    return Exemplar(tiles(1, seed=seed)[0].numpy(), mask)
+
+
+def everything(model):
+    """Rows that differ in all that a row may: tile, question, scale, exemplar, order, words prescribed or not."""
+    pictures = [0, 1, 0, 2, 1, 3, 0, 2]
+    first, second = exemplar(7), exemplar(8, edge=60)
+    return {
+        "images": tiles(4).numpy()[pictures],
+        "mpp": np.array([1, 1, np.nan, 0.5, 1, 1, 1, 2], np.float32),
+        "queries": ["tumour", "tumour", "area", "where?", "t", "Where is the tumour?", "where?", "tumour"],
+        "forced": np.zeros(8, bool),
+        "exemplars": [None, first, None, second, first, None, second, None],
+        "tile_first": np.array([0, 0, 1, 1, 0, 1, 1, 0], bool),
+    }
+
+
+def rows_of(whole, rows):
+    return TileBatch(**{k: v[rows] if isinstance(v, np.ndarray) else [v[r] for r in rows] for k, v in whole.items()})
+
+
+@pytest.fixture(scope="module", params=["self", "predict"])
+def awake(request):
+    """A predictor whose matcher speaks, its outlets away from zero, and whose masks are not all grey."""
+    model = small_model(1, seg_bias=4.0, max_answer_tokens=8, seg_state=request.param)
+    with torch.no_grad():
+        model.matcher.outlet.weight.normal_(0, 0.5)
+        model.mask_decoder.match.weight.normal_(0, 0.5)
+        model.mask_decoder.decoder.output_hypernetworks_mlps[0].layers[-1].weight.normal_(0, 4.0)
+    return PathChatPredictor(model, CARD, bf16=False)
+
+
+def scripts(model, counts):
+    table = torch.full((len(counts), 10), model.tokenizer.eos)
+    for row, count in enumerate(counts):
+        table[row, :5] = torch.arange(5) + 20 + row
+        table[row, 5 - count : 5] = model.tokenizer.seg
+    return table
+
+
+@pytest.mark.parametrize("counts", [None, [0, 1, 3, 2, 0, 1, 5, 1]], ids=["own words", "0, 1 and many <SEG>"])
+@pytest.mark.parametrize("order", [[0], [5, 2, 6], [7, 6, 5, 4, 3, 2, 1, 0], [3, 3, 1]], ids=str)
+@pytest.mark.parametrize("slots", [2, None])
+def test_every_kind_of_row_is_answered_as_if_alone(awake, counts, order, slots):
+    """Against one tile at a time: exemplars, both orders, several questions about a tile, unknown scales."""
+    whole = everything(awake.model)
+    script = None if counts is None else scripts(awake.model, counts)
+    awake.decoder.slots = slots
+    some = awake.predict(rows_of(whole, order), script=None if script is None else script[order])
+    for row, answer in zip(order, some, strict=True):
+        (alone,) = awake.predict(rows_of(whole, [row]), script=None if script is None else script[[row]])
+        assert answer.text == alone.text
+        assert answer.p_seg == pytest.approx(alone.p_seg, abs=1e-5)
+        np.testing.assert_allclose(answer.confidence, alone.confidence, atol=1e-5)
+        np.testing.assert_allclose(answer.masks.astype(float), alone.masks.astype(float), atol=1e-3)  # fp16 steps
+        assert counts is None or len(answer.masks) == counts[row]
+
+
+def test_pictures_of_mixed_sizes_are_answered_as_if_alone(awake):
+    """Pictures are cut into tiles, and tiles of all of them share the batches."""
+    pictures = [tiles(1, size=size, seed=size)[0].numpy() for size in (64, 96, 150)]
+    cuts = [cut(picture, None, 64, 1.0).tiles for picture in pictures]
+    together = np.concatenate(cuts)
+    n = len(together)
+    answers = awake.predict(TileBatch(together, np.full(n, np.nan, np.float32), ["tumour"] * n, np.zeros(n, bool)))
+    for tile, answer in zip(together, answers, strict=True):
+        (alone,) = awake.predict(TileBatch(tile[None], np.array([np.nan]), ["tumour"], np.zeros(1, bool)))
+        assert answer.text == alone.text
+        np.testing.assert_allclose(answer.masks.astype(float), alone.masks.astype(float), atol=1e-3)
+
+
+def test_an_exemplar_changes_the_mask(awake):
+    whole = everything(awake.model)
+    whole["exemplars"] = [exemplar(7), exemplar(8), None] + [None] * 5
+    script = scripts(awake.model, [1] * 8)
+    first, second, without = (
+        awake.predict(rows_of(whole | {"exemplars": [e] * 8}, [0]), script=script[:1])[0].masks[0].astype(float)
+        for e in whole["exemplars"][:3]
+    )
+    assert abs(first - without).max() > 0.01
+    assert abs(first - second).max() > 0.01
+
+
+def test_a_picture_asked_twice_is_encoded_once(awake, monkeypatch):
+    seen, surveyed = [], []
+    see, survey = awake.model.see, awake.model.survey
+    monkeypatch.setattr(awake.model, "see", lambda images: seen.append(len(images)) or see(images))
+    monkeypatch.setattr(awake.model, "survey", lambda images: surveyed.append(len(images)) or survey(images))
+    whole = everything(awake.model) | {"exemplars": ()}
+    awake.predict(TileBatch(**whole), script=scripts(awake.model, [0, 1, 0, 0, 2, 0, 0, 0]))
+    assert sum(seen) == 4
+    assert sum(surveyed) == 1  # rows 1 and 4 show the same picture, and no other points at anything
+
+
+def test_an_exemplar_of_another_size_is_refused(awake):
+    big = Exemplar(np.zeros((96, 96, 3), np.uint8), np.ones((96, 96), bool))
+    with pytest.raises(ValueError, match=r"exemplar is \(96, 96, 3\).*\(64, 64, 3\)"):
+        awake.predict(rows_of(everything(awake.model) | {"exemplars": [big] * 8}, [0]))
+
+
+def test_confidence_is_calibrated_and_the_raw_one_kept():
+    model = small_model(calibration=(2.0, -0.5))
+    predictor = PathChatPredictor(model, CARD, bf16=False)
+    (answer,) = predictor.predict(batch_of(1), script=scripts(model, [1]))
+    raw = np.clip(answer.raw_confidence, 1e-6, 1 - 1e-6)
+    np.testing.assert_allclose(answer.confidence, 1 / (1 + np.exp(0.5 - 2 * np.log(raw / (1 - raw)))), rtol=1e-5)
+
+
+def test_an_unknown_device_says_what_is_accepted():
+    with pytest.raises(ValueError, match="accepted here are auto, cpu"):
+        choose_device("abacus")
 
 
 def test_a_wrong_tile_size_names_the_right_one(predictor):
