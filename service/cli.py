@@ -14,8 +14,10 @@ SUMMARIES = {
     "worker": "run one worker against a ledger and a broker",
     "demo": "the whole job on a synthetic slide, or on yours",
     "evaluate": "measure a model on a manifest of images, masks and queries",
+    "calibrate": "fit the confidence of masks on some patients, and measure it on others",
     "train": "train a model",
     "dataset": "make or inspect training data",
+    "checkpoint": "import, inspect or verify weights",
 }
 OWN = {"serve": "service.serve:run"}
 
