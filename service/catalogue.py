@@ -5,13 +5,16 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from service.references import resolve_reference
 from service.settings import Settings
 from worker.errors import BadRequest, MppUnknown, QueueFull, SlideNotFound
 from worker.ledger import Ledger
+from worker.outlines import Polygons, read_mask_picture
 from worker.slide_process import inspect_slide
 from worker.types import SlideInfo
 
@@ -114,18 +117,33 @@ class Catalogue:
         mark = self._fingerprint(path)
         info = self._known.get(mark)
         if info is None:
-            if not self._slots.acquire(timeout=self.settings.slide_timeout_s):
-                raise QueueFull("too many slides are being opened; try again later", field="slide")
-            try:
-                info = inspect_slide(
-                    path, timeout_s=self.settings.slide_timeout_s, memory_bytes=self.settings.slide_memory_bytes
-                )
-            finally:
-                self._slots.release()
+            with self._slot() as limits:
+                info = inspect_slide(path, **limits)
             if len(self._known) >= 10_000:
                 self._known.clear()
             self._known[mark] = info
         return info
+
+    def outline(self, mask: str, slide: SlideInfo, field: str) -> Polygons:
+        """What a mask picture marks on a slide; the picture is named as slides are.
+
+        Raises:
+            SlideNotFound, SlideForbidden, SlideUnreadable, BadRequest: it names no picture here, or none of this size.
+            QueueFull: too many slides are being opened.
+        """
+        path = self.entry(mask).path if is_slide_id(mask) else resolve_reference(mask, self.roots)
+        with self._slot() as limits:
+            return read_mask_picture(path, slide, field, self.settings.max_roi_vertices, **limits)
+
+    @contextmanager
+    def _slot(self) -> Iterator[dict[str, Any]]:
+        """Hold one of the slots in which files are opened; gives the limits of the child that does it."""
+        if not self._slots.acquire(timeout=self.settings.slide_timeout_s):
+            raise QueueFull("too many slides are being opened; try again later", field="slide")
+        try:
+            yield {"timeout_s": self.settings.slide_timeout_s, "memory_bytes": self.settings.slide_memory_bytes}
+        finally:
+            self._slots.release()
 
     def require_mpp(self, info: SlideInfo, mpp_override: float | None) -> None:
         """Refuse a slide of unknown resolution before a job is made of it.

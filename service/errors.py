@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -105,6 +105,8 @@ def problem_of(error: errors.SlideReasonError) -> Problem:
     """The problem that a domain error becomes; an error that is no fault of the client becomes a bare 500."""
     for kind, status in STATUS:
         if isinstance(error, kind):
+            if status in (403, 404) and (error.field or "").startswith("exemplar."):
+                status = 422  # the job's own slide is what a request is about; an exemplar is a field of it
             headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, errors.QueueFull) else {}
             return Problem(status, error.code, error.message, field=error.field, headers=headers)
     log.error("unexpected domain error", exc_info=error)
@@ -169,12 +171,28 @@ def field_name(location: tuple) -> str:
 def accepted(item: Mapping[str, Any], body: type[BaseModel] | None = None) -> str:
     """What pydantic found wrong, and what the body would accept."""
     if item["type"] == "extra_forbidden":
-        names = ", ".join(body.model_fields) if body else "see /openapi.json"
-        return f"unknown field; accepted: {names}"
+        known = body and fields_at(body, item["loc"])
+        return f"unknown field; accepted: {', '.join(known) if known else 'see /openapi.json'}"
     if item["type"] == "missing":
         return "required"
+    if item["type"] in ("model_type", "model_attributes_type"):
+        known = body and _fields_in(body, item["loc"][1:])
+        return "it must be one JSON object" + (f" with the fields {', '.join(known)}" if known else "")
     message = str(item["msg"]).removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
+
+
+def fields_at(body: type[BaseModel], location: tuple) -> list[str]:
+    """Names of the fields beside the last of `("body", "exemplar", "colour")`."""
+    return _fields_in(body, location[1:-1])
+
+
+def _fields_in(body: type[BaseModel], location: tuple) -> list[str]:
+    """Names of the fields of what lies at `("exemplar",)` in a body."""
+    for part in location:
+        kinds = (body.model_fields[part].annotation, *get_args(body.model_fields[part].annotation))
+        body = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return list(body.model_fields)
 
 
 async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:

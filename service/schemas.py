@@ -3,7 +3,9 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
+
+from worker.types import SAME_AS_EXAMPLE
 
 Status = Literal["accepted", "running", "successful", "failed", "dismissed"]
 
@@ -30,11 +32,54 @@ class Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+EXAMPLE_OUTLINE = {"type": "Polygon", "coordinates": [[[900, 700], [1100, 700], [1100, 900], [900, 900], [900, 700]]]}
+EXAMPLES = (
+    {"slide": "file:CMU-1-Small-Region.svs", "query": "Where is the tumour?", "mpp": 1.0},
+    {
+        "slide": "file:CMU-1-Small-Region.svs",
+        "exemplar": {"slide": "file:reference.svs", "mask": EXAMPLE_OUTLINE},
+        "mpp": 1.0,
+    },
+)
+
+
+class ExemplarRequest(Request):
+    """A reference to find the like of: what is outlined on a slide, this one or another."""
+
+    slide: Reference
+    mask: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "string"}]})] = Field(
+        description="The outline: GeoJSON Polygon, MultiPolygon, Feature or FeatureCollection in level-0 pixels of the "
+        "exemplar's slide, holes are kept; or the slide_id or `file:` reference of a PNG, TIFF or BMP as large as that "
+        "slide, in which all that is not black is meant",
+        examples=[EXAMPLE_OUTLINE, "file:mask.png"],
+    )
+    roi: dict[str, Any] | None = Field(
+        None,
+        description="GeoJSON polygons outside which nothing of that slide is shown; default: what lies around the mask",
+    )
+    mpp_override: float | None = Field(
+        None, gt=0.01, le=100, description="µm per level-0 pixel of the exemplar's slide, instead of what it says"
+    )
+
+    @field_validator("mask")
+    @classmethod
+    def _mask_is_drawn_or_painted(cls, value: Any) -> Any:
+        if isinstance(value, dict) or (isinstance(value, str) and 0 < len(value) <= 4096):
+            return value
+        raise ValueError("it must be a GeoJSON object, or the slide_id or file: reference of a mask picture")
+
+
 class JobRequest(Request):
     """A question about a slide."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": list(EXAMPLES)})
+
     slide: Reference
-    query: str | None = Field(None, description="One question; or give `queries`", examples=["Where is the tumour?"])
+    query: str | None = Field(
+        None,
+        description="One question; or give `queries`; with an `exemplar` neither is needed",
+        examples=["Where is the tumour?"],
+    )
     queries: list[str] | None = Field(
         None, min_length=1, description="Several questions, served by one pass over the tiles"
     )
@@ -58,6 +103,9 @@ class JobRequest(Request):
     min_region_um2: float = Field(500.0, ge=0, le=1e12, description="Smaller regions are dropped")
     min_coverage: float = Field(0.5, ge=0, le=1, description="A job that could look at less of its tiles fails")
     model: str | None = Field(None, min_length=1, max_length=200, description="A name of GET /v1/models")
+    exemplar: ExemplarRequest | None = Field(
+        None, description="Shown beside every tile, to find the same; for models whose card says `exemplars`"
+    )
     priority: int = Field(0, ge=-100, le=100, description="Higher runs first")
 
     @field_validator("query")
@@ -77,8 +125,10 @@ class JobRequest(Request):
 
     @property
     def questions(self) -> tuple[str, ...]:
-        """All queries, in order."""
-        return tuple(self.queries) if self.queries is not None else (self.query,)
+        """All queries, in order; an exemplar alone asks for its like."""
+        if self.queries is not None:
+            return tuple(self.queries)
+        return (SAME_AS_EXAMPLE if self.query is None else self.query,)
 
     @property
     def resolution_mpp(self) -> float | None:
@@ -201,6 +251,7 @@ class Model(Answer):
     licence: str
     parameters: int
     figures: dict[str, Any]
+    exemplars: bool = Field(description="Whether its jobs may show an `exemplar`")
     workers: int
 
 

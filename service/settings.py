@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     max_queries: int = Field(16, ge=1)
     """Most queries of one job."""
     max_roi_vertices: int = Field(10_000, ge=4)
-    """Most polygon vertices of one roi."""
+    """Most polygon vertices of one roi, or of an exemplar's outline."""
     max_tiles: int = Field(4_000_000, ge=1)
     """Most tiles of one job's grid, before tissue and roi thin it."""
     max_open_jobs: int = Field(100, ge=1)

@@ -8,6 +8,7 @@ from typing import Any
 from worker.types import JobSpec
 
 HUE = "tests.segmenters:hue_segmenter"
+COLOUR = "tests.segmenters:colour_segmenter"
 
 
 def hue_spec(slide: Path, query: str = "nuclei", **changes: Any) -> JobSpec:

@@ -5,10 +5,12 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import cv2
 import numpy as np
 
+from model.exemplar import Exemplar
 from model.segmenter import SegmenterCard, TileAnswer, TileBatch
 
 TILE_PX = 256
@@ -60,6 +62,38 @@ class HueSegmenter:
         )
 
 
+class ColourSegmenter(HueSegmenter):
+    """Masks what has the colour of what an exemplar outlines; without an exemplar it knows nothing to look for."""
+
+    def __init__(self, emit_share: float = 0.01):
+        super().__init__(emit_share)
+        self.card = replace(self.card, name="colour", revision="colour-1", targets=(), exemplars=True)
+
+    def predict(self, batch: TileBatch, cancelled: Callable[[], bool] | None = None) -> list[TileAnswer]:
+        """See `model.segmenter.Segmenter.predict`."""
+        rows = zip(batch.images, batch.exemplars or [None] * len(batch), batch.forced, strict=True)
+        return [self._compare(image, exemplar, bool(forced)) for image, exemplar, forced in rows]
+
+    def _compare(self, image: np.ndarray, exemplar: Exemplar | None, forced: bool) -> TileAnswer:
+        silent = np.zeros((0, *image.shape[:2]), np.float16)
+        if exemplar is None:
+            return TileAnswer("<think>I was shown no example.</think> I do not know what to look for.", silent)
+        wanted = exemplar.image[exemplar.mask].astype(np.float32).mean(0)
+        distance = np.linalg.norm(cv2.GaussianBlur(image, (0, 0), 2).astype(np.float32) - wanted, axis=-1)
+        probability = 1 / (1 + np.exp((distance - 45) / 5))
+        share = float((probability >= 0.5).mean())
+        if share < self.emit_share and not forced:
+            return TileAnswer("<think>Other colours.</think> There is no tissue like the example.", silent)
+        return TileAnswer(
+            text="<think>The colour is the same.</think> Here is tissue like the example <SEG>.",
+            masks=probability[None].astype(np.float16),
+            phrases=("tissue like the example",),
+            confidence=np.array([0.9], np.float32),
+            p_seg=min(1.0, share / self.emit_share),
+            forced=share < self.emit_share,
+        )
+
+
 class CrashingSegmenter(HueSegmenter):
     """Kills its own process where a tile holds a pure green pixel, as a bad decoder would."""
 
@@ -83,6 +117,11 @@ def hue_segmenter() -> HueSegmenter:
 def slow_segmenter() -> HueSegmenter:
     """The same answers, slowly."""
     return HueSegmenter(delay_s=float(os.environ.get("SLIDEREASON_TEST_DELAY_S", "0.05")))
+
+
+def colour_segmenter() -> ColourSegmenter:
+    """Looks for what an exemplar shows."""
+    return ColourSegmenter()
 
 
 def crashing_segmenter() -> CrashingSegmenter:

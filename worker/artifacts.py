@@ -14,7 +14,8 @@ _JOB_ID = re.compile(r"[0-9a-f]{32}")
 class LocalArtifacts:
     """Artifacts in a local folder.
 
-        root/jobs/{job_id}/overlay.zarr, blocks/, attempts/, regions.geojson, report.json, report.html
+        root/jobs/{job_id}/overlay.zarr, blocks/, attempts/, exemplar/, exemplar.png, regions.geojson, report.json,
+                           report.html
 
     Args:
         root: the folder; made when missing.

@@ -1,7 +1,6 @@
 """Commands of the worker's room: `slidereason segment`, `worker`, `demo`. What is heavy is imported when one runs."""
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -9,8 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker.errors import BadRequest, MppUnknown, SlideForbidden, SlideNotFound, SlideReasonError, SlideUnreadable
-from worker.types import JobSpec, Ring
+from worker.errors import (
+    BadRequest,
+    MppUnknown,
+    SlideForbidden,
+    SlideNotFound,
+    SlideReasonError,
+    SlideUnreadable,
+    fields_of,
+)
+from worker.types import SAME_AS_EXAMPLE, ExemplarSpec, JobSpec
 
 if TYPE_CHECKING:
     from model.segmenter import Segmenter
@@ -28,13 +35,13 @@ DEMO_CONCEPT = "tumour"
 
 
 def run_segment(argv: Sequence[str]) -> int:
-    """`slidereason segment SLIDE QUERY --out DIR`: one job in this process.
+    """`slidereason segment SLIDE [QUERY] --out DIR`: one job in this process.
 
     Returns:
         0; 2 for input that is not accepted, 1 for a job that failed, each said in one line on stderr.
     """
-    options = _segment_parser().parse_args(argv)
-    return _told("segment", lambda: _segment(options), options.slide)
+    options = _segment_parser().parse_intermixed_args(argv)  # the query may follow the options, or be missing
+    return _told("segment", lambda: _segment(options), options.slide, options.exemplar)
 
 
 def run_worker(argv: Sequence[str]) -> int:
@@ -49,7 +56,8 @@ def run_worker(argv: Sequence[str]) -> int:
     parser.add_argument("--artifacts", help="folder of the jobs' artifacts (SLIDEREASON_ARTIFACTS)")
     parser.add_argument("--model", help="name of the segmenter (SLIDEREASON_MODEL, default tiny)")
     parser.add_argument("--threads", help="blocks worked on at once (SLIDEREASON_THREADS, default 2)")
-    parser.add_argument("--max-batch", help="tiles per call of the model (SLIDEREASON_MAX_BATCH, default 16)")
+    parser.add_argument("--max-batch", help="tiles per call of the model (SLIDEREASON_MAX_BATCH, default 64)")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (SLIDEREASON_DEVICE, default auto)")
     options = vars(parser.parse_args(argv))
     given = {f"SLIDEREASON_{name.upper()}": value for name, value in options.items() if value is not None}
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -75,8 +83,8 @@ def run_demo(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: demo)")
     options = parser.parse_args(argv)
     options.overwrite = True
-    options.query = options.query or [os.environ.get("QUERY") or DEMO_QUERY]
-    return _told("demo", lambda: _demo(options), options.slide)
+    options.query = options.query or ([] if options.exemplar else [os.environ.get("QUERY") or DEMO_QUERY])
+    return _told("demo", lambda: _demo(options), options.slide, options.exemplar)
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -95,15 +103,37 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--min-region-um2", type=float, default=500.0, help="smaller regions are dropped")
     parser.add_argument("--min-coverage", type=float, default=0.5, help="share of tiles that must be looked at")
     parser.add_argument("--no-second-look", action="store_true", help="do not ask silent tiles again")
+    parser.add_argument("--exemplar", action=_Once, metavar="SLIDE", help="slide or picture: what to look for")
+    parser.add_argument(
+        "--exemplar-mask", action=_Once, type=Path, help="its outline there: GeoJSON, or a mask picture of that size"
+    )
+    parser.add_argument(
+        "--exemplar-roi", action=_Once, type=Path, help="GeoJSON polygons outside which nothing of it is shown"
+    )
+    parser.add_argument(
+        "--exemplar-mpp-override", action=_Once, type=_positive, help="µm per pixel, where it does not say"
+    )
     parser.add_argument("--model", help="a model's name or folder, or module:factory (default: tiny)")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (SLIDEREASON_DEVICE, default auto)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
+
+
+class _Once(argparse.Action):
+    """An option of which a job takes one, and where the last of several must not win unseen."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice; a job takes one exemplar, whose mask may have several parts")
+        setattr(namespace, self.dest, values)
 
 
 def _segment_parser() -> argparse.ArgumentParser:
     parser = _parser("segment", "Answer a question about one slide: overlay, regions and report into a folder.")
     parser.add_argument("slide", help="slide file, or DICOM folder")
-    parser.add_argument("query", nargs="+", help="what to look for; several are answered in one pass")
+    parser.add_argument(
+        "query", nargs="*", help="what to look for; several are answered in one pass; may be left out with --exemplar"
+    )
     parser.add_argument("--out", type=Path, required=True, help="empty or new folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in --out")
     return parser
@@ -116,7 +146,7 @@ def _positive(text: str) -> float:
     return value
 
 
-def _told(command: str, run: Callable[[], int], slide: str | None = None) -> int:
+def _told(command: str, run: Callable[[], int], slide: str | None = None, exemplar: str | None = None) -> int:
     """Run a command; what went wrong is one line, and says of which slide or option."""
     try:
         return run()
@@ -124,8 +154,9 @@ def _told(command: str, run: Callable[[], int], slide: str | None = None) -> int
         print(f"slidereason {command}: stopped; nothing was written", file=sys.stderr)
         return STOPPED
     except SlideReasonError as error:
-        subject = f"{slide}: " if slide and isinstance(error, SlideUnreadable | MppUnknown) else ""
-        option = f" [--{error.field.replace('_', '-')}]" if error.field not in (None, "slide", "query") else ""
+        about = exemplar if error.field and error.field.startswith("exemplar") else slide
+        subject = f"{about}: " if about and isinstance(error, SlideUnreadable | MppUnknown) else ""
+        option = f" [--{_option(error.field)}]" if error.field not in (None, "slide", "query") else ""
         print(f"slidereason {command}: {subject}{' '.join(str(error).split())}{option}", file=sys.stderr)
         bad_input = isinstance(error, BadRequest | SlideNotFound | SlideForbidden | SlideUnreadable | MppUnknown)
         return BAD_INPUT if bad_input else FAILED
@@ -134,18 +165,30 @@ def _told(command: str, run: Callable[[], int], slide: str | None = None) -> int
         return FAILED
 
 
+def _option(field: str) -> str:
+    """`exemplar.slide` → `exemplar`, `exemplar.mpp_override` → `exemplar-mpp-override`."""
+    return field.removesuffix(".slide").replace("_", "-").replace(".", "-")
+
+
 def _segment(options: argparse.Namespace) -> int:
     spec = _spec(options, options.slide)
-    result = _run(spec, options, _load(options.model or "tiny"))
+    result = _run(spec, options, _load(options.model or "tiny", options.device))
     _print_result(result)
     return 0
 
 
 def _spec(options: argparse.Namespace, slide: str | Path) -> JobSpec:
+    from worker.outlines import read_roi
+
     path = Path(slide)
     if not path.exists():
         raise SlideNotFound(f"{slide} does not exist; give the path of a slide")
-    queries = tuple(query.strip() for query in options.query)
+    exemplar = _exemplar(options)
+    queries = tuple(query.strip() for query in options.query or ([SAME_AS_EXAMPLE] if options.exemplar else []))
+    if not queries:
+        raise BadRequest(
+            'the query is missing; ask something, such as "Where is the tumour?", or show an --exemplar', field="query"
+        )
     if not all(queries):
         raise BadRequest("the query is empty; ask something, such as \"Where is the tumour?\"", field="query")
     for name, low, high in (("overlap", 0, 0.75), ("threshold", 0, 1), ("min_coverage", 0, 1)):
@@ -158,7 +201,7 @@ def _spec(options: argparse.Namespace, slide: str | Path) -> JobSpec:
         slide_id=path.name,
         queries=queries,
         mpp=10 / options.magnification if options.magnification else options.mpp,
-        roi=_read_roi(options.roi) if options.roi else (),
+        roi=read_roi(options.roi) if options.roi else (),
         tissue=options.tissue,
         mpp_override=options.mpp_override,
         overlap=options.overlap,
@@ -167,24 +210,42 @@ def _spec(options: argparse.Namespace, slide: str | Path) -> JobSpec:
         min_coverage=options.min_coverage,
         second_look=not options.no_second_look,
         model=options.model or "tiny",
+        exemplar=exemplar,
     )
 
 
-def _read_roi(path: Path) -> tuple[Ring, ...]:
-    from worker.roi import parse_roi
+def _exemplar(options: argparse.Namespace) -> ExemplarSpec | None:
+    from worker.outlines import read_mask, read_roi
+    from worker.slide_process import inspect_slide
 
-    try:
-        drawn = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
-        raise BadRequest(f"{path} cannot be read: {reason}; give a GeoJSON file of polygons", field="roi") from error
-    return parse_roi(drawn)
+    if options.exemplar is None:
+        for name in ("exemplar_mask", "exemplar_roi", "exemplar_mpp_override"):
+            if getattr(options, name) is not None:
+                raise BadRequest("an outline without its slide; give --exemplar SLIDE as well", field=name)
+        return None
+    if options.exemplar_mask is None:
+        raise BadRequest(
+            "the exemplar has no outline; give --exemplar-mask, a GeoJSON file in its level-0 pixels or a mask picture",
+            field="exemplar_mask",
+        )
+    path = Path(options.exemplar)
+    if not path.exists():
+        raise SlideNotFound(f"{path} does not exist; give the path of a slide or picture", field="exemplar.slide")
+    with fields_of("exemplar"):
+        info = inspect_slide(path.resolve(), options.exemplar_mpp_override)
+    return ExemplarSpec(
+        slide_path=str(path.resolve()),
+        slide_id=path.name,
+        mask=read_mask(options.exemplar_mask, info),
+        roi=read_roi(options.exemplar_roi, "exemplar.roi") if options.exemplar_roi else (),
+        mpp_override=options.exemplar_mpp_override,
+    )
 
 
-def _load(name: str) -> "Segmenter":
+def _load(name: str, device: str | None) -> "Segmenter":
     from worker.worker_main import load_segmenter
 
-    return load_segmenter(name)
+    return load_segmenter(name, device or os.environ.get("SLIDEREASON_DEVICE") or "auto")
 
 
 def _run(spec: JobSpec, options: argparse.Namespace, segmenter: "Segmenter") -> "InlineResult":
@@ -221,6 +282,8 @@ def _print_result(result: "InlineResult") -> None:
     for name, file in (("overlay", "overlay.zarr"), ("regions", "regions.geojson"), ("report", "report.html")):
         print(f"{name:<9} {out / file}")
     print(f"{'':<9} {out / 'report.json'}")
+    if job.spec.exemplar is not None:
+        print(f"{'exemplar':<9} {out / 'exemplar.png'}")
     print("Research use only.")
 
 
@@ -237,7 +300,7 @@ def _demo(options: argparse.Namespace) -> int:
         raise BadRequest(f"{options.out} cannot be written: {error.strerror}", field="out") from error
     print(f"writing a synthetic slide with known truth to {path}", file=sys.stderr)
     truth = write_synthetic_slide(path, seed=options.seed)
-    result = _run(_spec(options, path), options, _load(options.model))
+    result = _run(_spec(options, path), options, _load(options.model, options.device))
     _print_result(result)
     print(f"Dice of query 1 against the truth ({DEMO_CONCEPT}): {dice_of(result.folder, truth.mask(DEMO_CONCEPT)):.3f}")
     return 0

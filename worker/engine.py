@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from model.exemplar import Exemplar
 from model.segmenter import Segmenter, TileAnswer, TileBatch
 from worker.errors import JobDismissed, TileFailed
 
@@ -26,6 +27,8 @@ class TileRequest:
         query: the question.
         forced: ask for a mask even where the model would stay silent.
         cancelled: returns True once nobody wants the answer any more.
+        exemplar: a reference to look for the like of, (T, T) as the tile; None when the question is all there is.
+        tile_first: read the tile before the question, since it is asked others too.
     """
 
     image: np.ndarray
@@ -33,12 +36,43 @@ class TileRequest:
     query: str
     forced: bool = False
     cancelled: Callable[[], bool] = lambda: False
+    exemplar: Exemplar | None = None
+    tile_first: bool = False
 
     def key(self) -> bytes:
         """Hash of all that the answer depends on (the segmenter is fixed in an engine)."""
         hashed = hashlib.blake2b(np.ascontiguousarray(self.image).data, digest_size=20)
-        hashed.update(repr((self.image.shape, float(self.mpp), self.query, self.forced)).encode())
+        shown = self.exemplar and self.exemplar.key
+        asked = (self.image.shape, float(self.mpp), self.query, self.forced, shown, self.tile_first)
+        hashed.update(repr(asked).encode())
         return hashed.digest()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question on its way, and everyone who waits for its answer.
+
+    Attributes:
+        key: the requests' hash, the same for all of them.
+        waiting: requests with their futures; never empty.
+    """
+
+    key: bytes
+    waiting: list[tuple[TileRequest, Future]]
+
+    @property
+    def request(self) -> TileRequest:
+        """One of them; all ask the same."""
+        return self.waiting[0][0]
+
+    def cancelled(self) -> bool:
+        """Whether nobody wants the answer any more."""
+        return all(request.cancelled() for request, _ in self.waiting)
+
+    def resolve(self, outcome: TileAnswer | Exception) -> None:
+        """Tell everyone."""
+        for _, future in self.waiting:
+            _resolve(future, outcome)
 
 
 class AnswerCache:
@@ -79,16 +113,20 @@ class Engine:
         segmenter: called from the engine thread only.
         max_batch: most tiles in one call of `predict`.
         cache_bytes: memory for answers already given.
-        max_waiting: `submit` blocks while so many requests wait, which bounds memory.
+        max_waiting: `submit` blocks while so many requests wait, which bounds memory; None is 64, or two batches.
     """
 
     def __init__(
-        self, segmenter: Segmenter, max_batch: int = 16, cache_bytes: int = 256 * 2**20, max_waiting: int = 64
+        self,
+        segmenter: Segmenter,
+        max_batch: int = 64,
+        cache_bytes: int = 256 * 2**20,
+        max_waiting: int | None = None,
     ):
         self.card = segmenter.card
+        self.max_batch = max_batch
         self._segmenter = segmenter
-        self._max_batch = max_batch
-        self._max_waiting = max_waiting
+        self._max_waiting = max_waiting or max(64, 2 * max_batch)
         self._cache = AnswerCache(cache_bytes)
         self._waiting: deque[tuple[bytes, TileRequest, Future]] = deque()
         self._changed = threading.Condition()
@@ -145,56 +183,69 @@ class Engine:
             if taken:
                 self._answer(taken)
 
-    def _take_batch(self) -> list[tuple[bytes, TileRequest, list[Future]]]:
-        """The oldest waiting requests of one tile shape; the same request twice is asked once."""
-        taken: OrderedDict[bytes, tuple[TileRequest, list[Future]]] = OrderedDict()
-        shape = self._waiting[0][1].image.shape
-        while self._waiting and len(taken) < self._max_batch and self._waiting[0][1].image.shape == shape:
-            key, request, future = self._waiting.popleft()
-            known = self._cache.get(key)
-            if known is not None:
-                _resolve(future, known)
-            elif request.cancelled():
-                _resolve(future, JobDismissed("the job was dismissed"))
-            else:
-                taken.setdefault(key, (request, []))[1].append(future)
-        return [(key, request, futures) for key, (request, futures) in taken.items()]
+    def _take_batch(self) -> list[_Asked]:
+        """The oldest waiting requests of one tile shape; the same request twice is asked once.
 
-    def _answer(self, taken: list[tuple[bytes, TileRequest, list[Future]]]) -> None:
+        All questions about one tile go into one batch where they fit, so that its picture is encoded once.
+        """
+        shape = self._waiting[0][1].image.shape
+        by_picture: dict[int, list[tuple[bytes, TileRequest, Future]]] = {}
+        for item in self._waiting:
+            if item[1].image.shape == shape:
+                by_picture.setdefault(id(item[1].image), []).append(item)
+        taken: dict[bytes, _Asked] = {}
+        gone: set[int] = set()
+        for items in by_picture.values():
+            if taken and len(taken) + len(items) > self.max_batch:
+                break
+            for key, request, future in items[: self.max_batch]:
+                gone.add(id(future))
+                known = self._cache.get(key)
+                if known is not None:
+                    _resolve(future, known)
+                elif request.cancelled():
+                    _resolve(future, JobDismissed("the job was dismissed"))
+                else:
+                    taken.setdefault(key, _Asked(key, [])).waiting.append((request, future))
+        self._waiting = deque(item for item in self._waiting if id(item[2]) not in gone)
+        return list(taken.values())
+
+    def _answer(self, taken: list[_Asked]) -> None:
         try:
-            answers = self._predict([request for _, request, _ in taken])
+            answers = self._predict(taken)
         except Exception as error:
             self._answer_failed(taken, error)
             return
         with self._changed:
-            for (key, _, _), answer in zip(taken, answers, strict=True):
-                self._cache.put(key, answer)
-        for (_, _, futures), answer in zip(taken, answers, strict=True):
-            for future in futures:
-                _resolve(future, answer)
+            for asked, answer in zip(taken, answers, strict=True):
+                self._cache.put(asked.key, answer)
+        for asked, answer in zip(taken, answers, strict=True):
+            asked.resolve(answer)
 
-    def _answer_failed(self, taken: list[tuple[bytes, TileRequest, list[Future]]], error: Exception) -> None:
-        """One bad tile must not fail its neighbours in the batch: each is asked alone."""
-        if len(taken) > 1:
-            for one in taken:
-                self._answer([one])
-            return
-        _, request, futures = taken[0]
-        if request.cancelled():
-            error = JobDismissed("the job was dismissed")
-        elif not isinstance(error, TileFailed | MemoryError):
-            error = TileFailed(f"the segmenter failed with {type(error).__name__}: {error}")
-        for future in futures:
-            _resolve(future, error)
+    def _answer_failed(self, taken: list[_Asked], error: Exception) -> None:
+        """One bad tile must not fail its neighbours in the batch: each is asked alone, if anybody still wants it."""
+        for asked in taken:
+            if asked.cancelled():
+                asked.resolve(JobDismissed("the job was dismissed"))
+            elif len(taken) > 1:
+                self._answer([asked])
+            elif isinstance(error, TileFailed | MemoryError):
+                asked.resolve(error)
+            else:
+                asked.resolve(TileFailed(f"the segmenter failed with {type(error).__name__}: {error}"))
 
-    def _predict(self, requests: list[TileRequest]) -> list[TileAnswer]:
+    def _predict(self, taken: list[_Asked]) -> list[TileAnswer]:
+        requests = [asked.request for asked in taken]
+        exemplars = [request.exemplar for request in requests]
         batch = TileBatch(
             images=np.stack([request.image for request in requests]),
             mpp=np.array([request.mpp for request in requests], np.float32),
             queries=[request.query for request in requests],
             forced=np.array([request.forced for request in requests], bool),
+            exemplars=exemplars if any(exemplars) else (),
+            tile_first=np.array([request.tile_first for request in requests], bool),
         )
-        answers = self._segmenter.predict(batch, lambda: all(request.cancelled() for request in requests))
+        answers = self._segmenter.predict(batch, lambda: all(asked.cancelled() for asked in taken))
         if len(answers) != len(requests):
             raise ValueError(f"{len(requests)} tiles went in and {len(answers)} answers came out")
         return [replace(answer, masks=np.asarray(answer.masks, np.float16)) for answer in answers]

@@ -16,6 +16,9 @@
      └─ TileFailed (RuntimeError)             a tile could not be read or segmented
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SlideReasonError(Exception):
     """Base of all. `code` is stable, `field` names the input at fault, `subject` the slide, tile, block or job."""
@@ -109,3 +112,13 @@ class TileFailed(SlideReasonError, RuntimeError):
     """A tile could not be read or segmented; the job goes on without it."""
 
     code = "tile-failed"
+
+
+@contextmanager
+def fields_of(owner: str) -> Iterator[None]:
+    """Errors from inside name their field as the owner's: `slide` becomes `exemplar.slide`."""
+    try:
+        yield
+    except SlideReasonError as error:
+        error.field = f"{owner}.{error.field or 'slide'}"
+        raise

@@ -14,12 +14,16 @@ from model.segmenter import Segmenter
 from worker.artifacts import LocalArtifacts
 from worker.engine import Engine
 from worker.errors import BadRequest, JobDismissed, SlideReasonError
+from worker.exemplar import PICTURE
 from worker.ledger import JobRow, Ledger
 from worker.tasks import AWAY, Runner
 from worker.types import JobSpec
 
 RESULTS = ("overlay.zarr", "regions.geojson", "report.json", "report.html")
 """What a job leaves in the output folder."""
+
+MAYBE = (PICTURE,)
+"""What only some jobs leave there as well."""
 
 PARTIAL = ".partial-"
 """Work in progress lies in `OUT/.partial-{pid}`: on the same disk, so that results appear by rename."""
@@ -51,7 +55,7 @@ def run_job_inline(
 
     Args:
         spec: what is asked; `slide_path` is read in place.
-        out_dir: gets `RESULTS` and nothing else; nothing at all when the job fails.
+        out_dir: gets `RESULTS`, what applies of `MAYBE`, and nothing else; nothing at all when the job fails.
         segmenter: answers; its name need not be `spec.model`.
         progress: called now and then with the job and the number of tiles through.
         overwrite: replace the results of an earlier run.
@@ -70,9 +74,10 @@ def run_job_inline(
         workspace.mkdir()
         job = _run(spec, workspace, segmenter, progress)
         folder = LocalArtifacts(workspace).job_folder(job.job_id)
-        for name in RESULTS:
+        for name in (*RESULTS, *MAYBE):
             _remove(out_dir / name)
-            (folder / name).replace(out_dir / name)
+            if name in RESULTS or (folder / name).exists():
+                (folder / name).replace(out_dir / name)
     except OSError as error:
         if isinstance(error, SlideReasonError):
             raise

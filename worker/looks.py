@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.exemplar import Exemplar
 from model.segmenter import TileAnswer
 from worker.engine import Engine, TileRequest
 from worker.errors import SlideReasonError, TileFailed
@@ -92,7 +93,8 @@ class Asker:
         cancelled: the same as a question, for the engine.
         forced: True for second looks.
         alone: one tile at a time.
-        ahead: answers waited for at once.
+        exemplar: shown beside every tile; None when the job has none.
+        tile_first: tiles are read before the questions, since there are several.
     """
 
     engine: Engine
@@ -102,13 +104,21 @@ class Asker:
     cancelled: Callable[[], bool]
     forced: bool = False
     alone: bool = False
-    ahead: int = 64
+    exemplar: Exemplar | None = None
+    tile_first: bool = False
+
+    @property
+    def ahead(self) -> int:
+        """Answers waited for at once: enough to fill the engine's batches."""
+        return max(64, self.engine.max_batch)
 
     def submit(self, tile: Tile, picture: np.ndarray | TileFailed, query: str) -> "Future[TileAnswer] | TileFailed":
         """Put a question to the engine; a tile without pixels is not asked."""
         if isinstance(picture, TileFailed):
             return picture
-        return self.engine.submit(TileRequest(picture, self.mpp, query, self.forced, self.cancelled))
+        return self.engine.submit(
+            TileRequest(picture, self.mpp, query, self.forced, self.cancelled, self.exemplar, self.tile_first)
+        )
 
     def receive(self, tile: Tile, query_index: int, answer: "Future[TileAnswer] | TileFailed") -> Look:
         """Wait for an answer.

@@ -1,6 +1,6 @@
 """The whole walk: plan a slide, segment its blocks, finish the job. The only room that calls the stages.
 
-    plan_job       slide, tissue, tiles -> blocks; the overlay's metadata and the RGB reference
+    plan_job       slide, tissue, tiles -> blocks; the overlay's metadata, the RGB reference and the exemplar
     segment_block  read -> ask -> second looks -> blend -> probability shards and tile records; the hot loop
     finish_job     labels, pyramids, regions, reports
 
@@ -10,7 +10,7 @@ twice, at once, or half.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from worker.blend import BlockBlend, needs_second_look, tile_probability
 from worker.components import component_shares, local_components
 from worker.engine import Engine
 from worker.errors import BadRequest, CoverageTooLow, TileFailed
+from worker.exemplar import PICTURE, JobExemplar, read_exemplar, take_exemplar, write_exemplar, write_png
 from worker.exports.geojson import write_geojson
 from worker.ledger_units import BlockRow, Work
 from worker.looks import Asker, Look, Looks, Picture, probabilities, silent_tiles, take_looks
@@ -87,13 +88,18 @@ def plan_job(job_root: Path, work: Work, card: SegmenterCard, watch: Watch) -> P
     spec = work.spec
     if spec.tile_size_px not in (None, card.tile_size_px):
         raise BadRequest(f"tile_size_px must be {card.tile_size_px}, the size {card.name} takes", field="tile_size_px")
+    if spec.exemplar is not None and not card.exemplars:
+        raise BadRequest(f"{card.name} takes no exemplar; ask by words alone, or another model", field="exemplar")
     info, thumbnail = survey_slide(spec)
     tissue = None if thumbnail is None else find_tissue(thumbnail)
     plan = plan_tiles(info, spec, tissue, card.tile_size_px, card.default_mpp)
+    exemplar = None if spec.exemplar is None else take_exemplar(spec.exemplar, plan.mpp, plan.tile_px)
     watch.check()
-    overlay = attempt_folder(job_root, "plan", work.token) / "overlay.zarr"
-    create_overlay(overlay, plan, info, spec.queries)
-    write_slide_reference(overlay, plan, info, spec)
+    folder = attempt_folder(job_root, "plan", work.token)
+    if exemplar is not None:
+        write_exemplar(folder, exemplar)
+    create_overlay(folder / "overlay.zarr", plan, info, spec.queries)
+    write_slide_reference(folder / "overlay.zarr", plan, info, spec)
     return Planned(plan, info, {key: len(block_of(plan, key).owned) for key in plan.block_keys})
 
 
@@ -113,10 +119,11 @@ def segment_block(job_root: Path, work: Work, engine: Engine, watch: Watch) -> B
     spec, plan = work.spec, work.plan
     publish(job_root, "plan", work.plan_token)
     block = block_of(plan, work.key)
+    ask = asker(work, engine, watch, exemplar_of(job_root, spec))
     with open_slide(spec.slide_path, spec.mpp_override) as slide:
-        looks = first_looks(slide, block, work, engine, watch)
+        looks = first_looks(slide, block, work, watch, ask)
         if spec.second_look:
-            looks |= second_looks(slide, block, work, engine, watch, looks)
+            looks |= second_looks(slide, block, work, watch, replace(ask, forced=True), looks)
     watch.begin_tile(None)
     folder = attempt_folder(job_root, work.key, work.token)
     records = []
@@ -133,20 +140,25 @@ def segment_block(job_root: Path, work: Work, engine: Engine, watch: Watch) -> B
     return close_block(folder, block, records)
 
 
-def first_looks(slide: Slide, block: Block, work: Work, engine: Engine, watch: Watch) -> Looks:
+def exemplar_of(job_root: Path, spec: JobSpec) -> JobExemplar | None:
+    """The exemplar of a job that has been planned, None when it has none."""
+    return None if spec.exemplar is None else read_exemplar(job_root)
+
+
+def first_looks(slide: Slide, block: Block, work: Work, watch: Watch, ask: Asker) -> Looks:
     """Ask every query of every tile of the block and its halo."""
     looks: Looks = {}
     everything = range(len(work.spec.queries))
     last = everything[-1]
     pictures = read_pictures(slide, block.tiles + block.halo, work, watch)
-    for look in take_looks(pictures, lambda _: everything, work.spec.queries, asker(work, engine, watch)):
+    for look in take_looks(pictures, lambda _: everything, work.spec.queries, ask):
         looks[look.query_index, look.tile.key] = look
         if look.query_index == last and look.tile.key in block.owned:
             watch.tile_done(any(looks[index, look.tile.key].error is not None for index in everything))
     return looks
 
 
-def second_looks(slide: Slide, block: Block, work: Work, engine: Engine, watch: Watch, first: Looks) -> Looks:
+def second_looks(slide: Slide, block: Block, work: Work, watch: Watch, ask: Asker, first: Looks) -> Looks:
     """Ask silent tiles again, a mask forced, where a neighbour's mask crosses into them.
 
     Only first looks are evidence, so every block comes to the same answer about a tile.
@@ -160,15 +172,18 @@ def second_looks(slide: Slide, block: Block, work: Work, engine: Engine, watch: 
                     asked.setdefault(tile.key, []).append(index)
     again = [tile for tile in block.tiles if tile.key in asked]
     pictures = read_pictures(slide, again, work, watch)
-    forced = asker(work, engine, watch, forced=True)
-    looks = take_looks(pictures, lambda tile: asked[tile.key], work.spec.queries, forced)
+    looks = take_looks(pictures, lambda tile: asked[tile.key], work.spec.queries, ask)
     # A second look that failed leaves the first one's word.
     return {(look.query_index, look.tile.key): look for look in looks if look.error is None}
 
 
-def asker(work: Work, engine: Engine, watch: Watch, forced: bool = False) -> Asker:
+def asker(work: Work, engine: Engine, watch: Watch, exemplar: JobExemplar | None) -> Asker:
     """How this unit asks the engine."""
-    return Asker(engine, work.plan.mpp, tile_probability, watch.check, watch.cancelled, forced, alone=work.isolated)
+    return Asker(
+        engine=engine, mpp=work.plan.mpp, to_probability=tile_probability, check=watch.check,
+        cancelled=watch.cancelled, alone=work.isolated, exemplar=exemplar and exemplar.shown,
+        tile_first=len(work.spec.queries) > 1,
+    )  # fmt: skip
 
 
 def read_pictures(slide: Slide, tiles: Iterable[Tile], work: Work, watch: Watch) -> Iterator[Picture]:
@@ -252,10 +267,15 @@ def finish_job(job_root: Path, work: Work, blocks: list[BlockRow], card: Segment
     found = regions.iter_regions(job_root, folder, plan, info, work.job_id, spec, records())
     write_geojson(folder / "regions.geojson", keep_light(found, light, watch.check), spec, work.job_id, info)
     labels.write_properties(job_root, folder, plan, spec, light)
-    body = report.build_report(work.job_id, spec, plan, info, light, records(), asdict(card))
+    exemplar = exemplar_of(job_root, spec)
+    drawn = exemplar and exemplar.shown.drawn()
+    if exemplar is not None:
+        write_png(folder / PICTURE, drawn)
+    about = exemplar and exemplar.about
+    body = report.build_report(work.job_id, spec, plan, info, light, records(), asdict(card), exemplar=about)
     report.write_report_json(folder / "report.json", body)
     with open_slide(spec.slide_path, spec.mpp_override) as slide:
-        report.write_report_html(folder / "report.html", body, folder / "overlay.zarr", slide)
+        report.write_report_html(folder / "report.html", body, folder / "overlay.zarr", slide, drawn)
     return {
         "answer": body["answer"],
         "regions": len(light),

@@ -8,7 +8,7 @@ import numpy as np
 import shapely
 
 from worker.errors import BadRequest, MppUnknown, TooLarge
-from worker.types import Block, JobSpec, Ring, SlideInfo, Tile, TilePlan
+from worker.types import Block, ExemplarSpec, JobSpec, Ring, SlideInfo, Tile, TilePlan
 
 MIN_TISSUE_SHARE = 0.02
 """Part of a tile (of what lies on the slide) that must be tissue for the tile to be looked at."""
@@ -37,8 +37,8 @@ def plan_tiles(info: SlideInfo, spec: JobSpec, tissue: np.ndarray | None, tile_p
         BadRequest: a field's value is not accepted (`field` names it).
         TooLarge: more than `MAX_TILES` tiles, or an overlay edge beyond `MAX_OVERLAY_PX`.
     """
-    mpp_x, mpp_y = _slide_mpp(info, spec)
-    mpp = _overlay_mpp(spec, default_mpp, max(mpp_x, mpp_y))
+    mpp_x, mpp_y = slide_mpp(info, spec)
+    mpp = job_mpp(info, spec, default_mpp)
     tile_px = spec.tile_size_px or tile_px
     if tile_px < MIN_TILE_PX:
         raise BadRequest(f"tile_size_px must be at least {MIN_TILE_PX}", field="tile_size_px")
@@ -140,7 +140,13 @@ def tile_at(plan: TilePlan, row: int, col: int) -> Tile:
     )
 
 
-def _slide_mpp(info: SlideInfo, spec: JobSpec) -> tuple[float, float]:
+def slide_mpp(info: SlideInfo, spec: JobSpec | ExemplarSpec) -> tuple[float, float]:
+    """µm per level-0 pixel, (x, y), of the slide that a spec names.
+
+    Raises:
+        MppUnknown: neither the slide nor the spec says it.
+        BadRequest: `mpp_override` is not a positive number.
+    """
     if spec.mpp_override is not None:
         if not (math.isfinite(spec.mpp_override) and spec.mpp_override > 0):
             raise BadRequest("mpp_override must be a positive number of µm/px", field="mpp_override")
@@ -154,10 +160,12 @@ def _slide_mpp(info: SlideInfo, spec: JobSpec) -> tuple[float, float]:
     return info.mpp_x, info.mpp_y
 
 
-def _overlay_mpp(spec: JobSpec, default_mpp: float, slide_mpp: float) -> float:
+def job_mpp(info: SlideInfo, spec: JobSpec, default_mpp: float) -> float:
+    """µm/px that a job's tiles and overlay have; arguments and errors are `plan_tiles`'s."""
+    coarser = max(slide_mpp(info, spec))
     if spec.mpp is None:
         # nobody asked for it: do not blow up an overview picture to a scale it holds nothing at
-        return default_mpp if default_mpp >= slide_mpp / 2 else slide_mpp
+        return default_mpp if default_mpp >= coarser / 2 else coarser
     if not (math.isfinite(spec.mpp) and spec.mpp > 0):
         raise BadRequest("mpp must be a positive number of µm/px", field="mpp")
     return spec.mpp

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worker.types import JobSpec, Region, SlideInfo, TilePlan, TileRecord
-from worker.wording import area_words, conclusion_of, count_words, percent_words, place_phrase, place_words
+from worker.wording import (
+    area_words,
+    conclusion_of,
+    count_words,
+    exemplar_words,
+    percent_words,
+    place_phrase,
+    place_words,
+)
 
 if TYPE_CHECKING:
     from worker.slides import Slide
@@ -53,6 +61,7 @@ def build_report(
     records: Iterable[TileRecord],
     card: Mapping[str, Any],
     timings: Mapping[str, float] | None = None,
+    exemplar: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Gather the report.
 
@@ -65,6 +74,7 @@ def build_report(
         records: what the tiles said; streamed once.
         card: the segmenter's card as a dict.
         timings: seconds by name, when they are wanted; they differ from run to run.
+        exemplar: what is known of the exemplar that was shown, None when there was none.
 
     Returns:
         A JSON-ready dict; `answer` is the whole answer in words, `queries[i].answer` that of one question. No path and
@@ -80,8 +90,9 @@ def build_report(
         "schema": SCHEMA,
         "use": USE,
         "job_id": job_id,
-        "answer": _whole_answer(queries, coverage),
+        "answer": _whole_answer(queries, coverage, exemplar, spec.slide_id),
         "queries": queries,
+        "exemplar": None if exemplar is None else dict(exemplar),
         "coverage": coverage,
         "regions": [_region_report(region, info) for region in regions],
         "slide": _slide_report(spec, info),
@@ -266,13 +277,19 @@ def coverage_words(coverage: Mapping[str, Any]) -> str:
     return " ".join(words) or "Every tile of the slide was looked at."
 
 
-def _whole_answer(queries: Sequence[Mapping[str, Any]], coverage: Mapping[str, Any]) -> str:
-    """The answer to everything asked, and what was not looked at."""
+def _whole_answer(
+    queries: Sequence[Mapping[str, Any]],
+    coverage: Mapping[str, Any],
+    exemplar: Mapping[str, Any] | None,
+    slide_id: str,
+) -> str:
+    """The answer to everything asked, what it was compared with, and what was not looked at."""
     if len(queries) == 1:
         parts = [queries[0]["answer"]]
     else:
         parts = [f"“{query['query']}”: {query['answer']}" for query in queries]
-    return "\n".join([*parts, coverage_words(coverage)])
+    shown = [] if exemplar is None else [exemplar_words(exemplar, slide_id)]
+    return "\n".join([*parts, *shown, coverage_words(coverage)])
 
 
 def _region_report(region: Region, info: SlideInfo) -> dict[str, Any]:
@@ -316,7 +333,13 @@ def write_report_json(path: Path, report: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_report_html(path: Path, report: Mapping[str, Any], overlay_root: Path, slide: "Slide") -> None:
+def write_report_html(
+    path: Path,
+    report: Mapping[str, Any],
+    overlay_root: Path,
+    slide: "Slide",
+    exemplar: np.ndarray | None = None,
+) -> None:
     """Write the report as one self-contained page.
 
     Args:
@@ -324,8 +347,9 @@ def write_report_html(path: Path, report: Mapping[str, Any], overlay_root: Path,
         report: from `build_report`.
         overlay_root: the overlay that holds the labels.
         slide: the open slide, for the pictures.
+        exemplar: (T, T, 3) uint8 RGB, the exemplar with its outline; None when there was none.
     """
     # Loaded here so that whoever only builds a report needs neither jinja2 nor pictures.
     from worker.report_page import render_page
 
-    path.write_text(render_page(report, overlay_root, slide), encoding="utf-8")
+    path.write_text(render_page(report, overlay_root, slide, exemplar), encoding="utf-8")

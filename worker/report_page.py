@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from worker.colors import query_color
@@ -18,7 +19,7 @@ from worker.pictures import (
     write_names,
 )
 from worker.report import coverage_words
-from worker.wording import SEG, area_words, count_words, percent_words, read_chain
+from worker.wording import SEG, area_words, count_words, exemplar_words, percent_words, read_chain
 
 if TYPE_CHECKING:
     from worker.slides import Slide
@@ -33,13 +34,16 @@ ROWS = 200
 """The largest regions that stand in the table; all of them are in the GeoJSON."""
 
 
-def render_page(report: Mapping[str, Any], overlay_root: Path, slide: "Slide") -> str:
+def render_page(
+    report: Mapping[str, Any], overlay_root: Path, slide: "Slide", exemplar: np.ndarray | None = None
+) -> str:
     """Render the page.
 
     Args:
         report: from `build_report`.
         overlay_root: the overlay that holds the labels.
         slide: the open slide.
+        exemplar: (T, T, 3) uint8 RGB, the exemplar with its outline; None when there was none.
 
     Returns:
         HTML. User text and model text are escaped; no script, no link to anything outside the page.
@@ -56,6 +60,8 @@ def render_page(report: Mapping[str, Any], overlay_root: Path, slide: "Slide") -
         .render(
             report=report,
             colors=["#{:02x}{:02x}{:02x}".format(*query_color(query["query_index"])) for query in report["queries"]],
+            example=None if exemplar is None else data_uri(exemplar),
+            example_words="" if exemplar is None else exemplar_words(report["exemplar"], report["slide"]["slide_id"]),
             overview=_overview(report, frame, slide, featured),
             featured=featured,
             featured_ids={entry["region"]["region_id"] for entry in featured},

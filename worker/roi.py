@@ -1,12 +1,13 @@
-"""GeoJSON → the exterior rings of a job's region of interest, in level-0 pixels."""
+"""GeoJSON → what a job is given as polygons: its region of interest, and the outline of its exemplar."""
 
 import math
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from shapely.geometry import MultiPolygon, Polygon, box
-from shapely.validation import make_valid
+from shapely.geometry import LinearRing, MultiPolygon, Polygon, box
+from shapely.validation import explain_validity, make_valid
 
 from worker.errors import BadRequest, TooLarge
 from worker.types import Ring
@@ -16,9 +17,11 @@ ACCEPTED = (
     "each ring closed, with at least 4 positions"
 )
 MAX_FEATURES = 10_000
+UNMISTAKABLE = ("Valid Geometry", "Ring Self-intersection", "Interior is disconnected")
+"""What an outline may be: it may touch itself, since that leaves no doubt about what lies inside."""
 
 
-def parse_roi(value: Any, max_vertices: int = 10_000) -> tuple[Ring, ...]:
+def parse_roi(value: Any, max_vertices: int = 10_000, field: str = "roi") -> tuple[Ring, ...]:
     """Read a region of interest as people draw it.
 
     A polygon with holes is cut into pieces without any, so that no part of a hole is looked at: the rings that come
@@ -27,32 +30,71 @@ def parse_roi(value: Any, max_vertices: int = 10_000) -> tuple[Ring, ...]:
     Args:
         value: decoded JSON: Polygon, MultiPolygon, Feature or FeatureCollection, level-0 pixels (x, y).
         max_vertices: limit on the positions of all rings together.
+        field: what errors call it.
 
     Returns:
         Exterior rings, each closed (first point repeated at its end); never empty.
 
     Raises:
-        BadRequest: not such a GeoJSON, a ring without area, or a number that is not finite (`field` is `roi`).
+        BadRequest: not such a GeoJSON, a ring without area, or a number that is not finite.
         TooLarge: more than `max_vertices` positions.
 
     Source: RFC 7946, §3.1.6.
     """
-    pieces: list[Polygon] = []
-    budget = max_vertices
-    for number, rings in enumerate(_polygons_in(value)):
-        budget -= sum(len(ring) for ring in rings if isinstance(ring, list)) if isinstance(rings, list) else 0
-        if budget < 0 or number >= MAX_FEATURES:
-            raise TooLarge(
-                f"the roi has more than {max_vertices} vertices; simplify it, up to {max_vertices} are accepted",
-                field="roi",
+    pieces = [piece for polygon in _parse(value, max_vertices, field) for piece in _without_holes(polygon)]
+    return tuple(_closed(piece.exterior) for piece in pieces)
+
+
+def parse_mask(value: Any, max_vertices: int = 10_000, field: str = "exemplar.mask") -> tuple[tuple[Ring, ...], ...]:
+    """Read an outline with its holes; arguments are `parse_roi`'s.
+
+    Returns:
+        Polygons, each its exterior ring and its holes, every ring closed; never empty.
+
+    Raises:
+        BadRequest, TooLarge: as `parse_roi`; or a polygon crosses itself, so that inside and outside are in doubt.
+    """
+    polygons = _parse(value, max_vertices, field)
+    for polygon in polygons:
+        found, _, place = explain_validity(polygon).partition("[")
+        if found not in UNMISTAKABLE:
+            wrong = "it crosses itself" if found == "Self-intersection" else found.lower()
+            at = ", ".join(place.rstrip("]").split())
+            raise BadRequest(
+                f"{field}: {wrong} at ({at}); accepted are polygons that do not cross themselves, holes inside",
+                field=field,
             )
-        found = list(_without_holes(_polygon(rings)))
+    return tuple((_closed(polygon.exterior), *map(_closed, polygon.interiors)) for polygon in polygons)
+
+
+def _parse(value: Any, max_vertices: int, field: str) -> list[Polygon]:
+    """Every polygon in a GeoJSON; each encloses an area."""
+    found: list[Polygon] = []
+    with _called(field):
+        budget = max_vertices
+        for number, rings in enumerate(_polygons_in(value)):
+            budget -= sum(len(ring) for ring in rings if isinstance(ring, list)) if isinstance(rings, list) else 0
+            if budget < 0 or number >= MAX_FEATURES:
+                raise TooLarge(f"more than {max_vertices} vertices; simplify it, up to {max_vertices} are accepted")
+            found.append(_polygon(rings))
+            if make_valid(found[-1]).area <= 0:
+                raise BadRequest(f"a ring encloses no area; accepted is {ACCEPTED}")
         if not found:
-            raise BadRequest(f"a ring of the roi encloses no area; accepted is {ACCEPTED}", field="roi")
-        pieces += found
-    if not pieces:
-        raise BadRequest(f"the roi is empty; accepted is {ACCEPTED}", field="roi")
-    return tuple(tuple((float(x), float(y)) for x, y in piece.exterior.coords) for piece in pieces)
+            raise BadRequest(f"no polygon; accepted is {ACCEPTED}")
+    return found
+
+
+@contextmanager
+def _called(field: str) -> Iterator[None]:
+    """Errors from inside say whose they are."""
+    try:
+        yield
+    except BadRequest as error:
+        raise type(error)(f"{field}: {error.message}", field=field) from None
+
+
+def _closed(ring: LinearRing) -> Ring:
+    return tuple((float(x), float(y)) for x, y in ring.coords)
 
 
 def _polygons_in(value: Any) -> Iterator[list]:
@@ -61,7 +103,7 @@ def _polygons_in(value: Any) -> Iterator[list]:
     while todo:
         item = todo.popleft()
         if not isinstance(item, dict):
-            raise BadRequest(f"the roi must be {ACCEPTED}", field="roi")
+            raise BadRequest(f"it must be {ACCEPTED}")
         kind, coordinates = item.get("type"), item.get("coordinates")
         if kind == "FeatureCollection" and isinstance(item.get("features"), list) and item is value:
             todo.extend(item["features"])
@@ -72,13 +114,13 @@ def _polygons_in(value: Any) -> Iterator[list]:
         elif kind == "MultiPolygon" and isinstance(coordinates, list):
             yield from coordinates
         else:
-            raise BadRequest(f"the roi holds {str(kind)[:40]!r}; accepted is {ACCEPTED}", field="roi")
+            raise BadRequest(f"it holds {str(kind)[:40]!r}; accepted is {ACCEPTED}")
 
 
 def _polygon(rings: Any) -> Polygon:
     """One polygon with its holes, checked."""
     if not isinstance(rings, list) or not rings:
-        raise BadRequest(f"a polygon of the roi has no ring; accepted is {ACCEPTED}", field="roi")
+        raise BadRequest(f"a polygon has no ring; accepted is {ACCEPTED}")
     exterior, *holes = [_ring(ring) for ring in rings]
     return Polygon(exterior, holes)
 
@@ -86,18 +128,16 @@ def _polygon(rings: Any) -> Polygon:
 def _ring(ring: Any) -> list[tuple[float, float]]:
     """One closed ring of finite positions; a third ordinate (z) is dropped as RFC 7946 allows."""
     if not isinstance(ring, list) or len(ring) < 3:
-        raise BadRequest(f"a ring of the roi is too short; accepted is {ACCEPTED}", field="roi")
+        raise BadRequest(f"a ring is too short; accepted is {ACCEPTED}")
     points = []
     for position in ring:
         if not isinstance(position, list) or len(position) < 2 or not all(_is_number(value) for value in position[:2]):
-            raise BadRequest(
-                f"a position of the roi is not [x, y] in finite numbers; accepted is {ACCEPTED}", field="roi"
-            )
+            raise BadRequest(f"a position is not [x, y] in finite numbers; accepted is {ACCEPTED}")
         points.append((float(position[0]), float(position[1])))
     if points[0] != points[-1]:
         points.append(points[0])
     if len(points) < 4:
-        raise BadRequest(f"a ring of the roi is too short; accepted is {ACCEPTED}", field="roi")
+        raise BadRequest(f"a ring is too short; accepted is {ACCEPTED}")
     return points
 
 

@@ -40,6 +40,36 @@ class SlideInfo:
     content_hash: str = ""
 
 
+SAME_AS_EXAMPLE = "Find the same as in the example."
+"""What a job asks that shows an exemplar and says nothing."""
+
+
+@dataclass(frozen=True)
+class ExemplarSpec:
+    """A reference that a job shows: a place on a slide, and what is outlined there.
+
+    Attributes:
+        slide_path, slide_id: as a job's; another slide, or the same.
+        mask: polygons, each its exterior ring and its holes, in level-0 pixels of *that* slide.
+        roi: exterior rings, level-0 pixels of that slide, outside which nothing is shown; empty shows what lies around.
+        mpp_override: µm per level-0 pixel of that slide to use instead of what it says.
+    """
+
+    slide_path: str
+    slide_id: str
+    mask: tuple[tuple[Ring, ...], ...]
+    roi: tuple[Ring, ...] = ()
+    mpp_override: float | None = None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ExemplarSpec":
+        """Rebuild from a dict of `JobSpec.to_json`."""
+        data = dict(data)
+        data["mask"] = tuple(_rings(polygon) for polygon in data["mask"])
+        data["roi"] = _rings(data.get("roi", ()))
+        return cls(**data)
+
+
 @dataclass(frozen=True)
 class JobSpec:
     """Everything that changes a job's result; stored as JSON in the ledger.
@@ -62,6 +92,7 @@ class JobSpec:
         block_px: edge of a block in overlay pixels; None chooses by slide size.
         model: name of the segmenter.
         priority: higher runs first.
+        exemplar: a reference that every tile is looked at beside; None asks by words alone.
     """
 
     slide_path: str
@@ -81,6 +112,7 @@ class JobSpec:
     block_px: int | None = None
     model: str = "tiny"
     priority: int = 0
+    exemplar: ExemplarSpec | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_json` is its inverse."""
@@ -91,9 +123,14 @@ class JobSpec:
         """Rebuild a spec from `to_json`'s dict, lists turned back into tuples."""
         data = dict(data)
         data["queries"] = tuple(data["queries"])
-        data["roi"] = tuple(tuple(tuple(point) for point in ring) for ring in data.get("roi", ()))
+        data["roi"] = _rings(data.get("roi", ()))
+        data["exemplar"] = ExemplarSpec.from_json(data["exemplar"]) if data.get("exemplar") else None
         data["grid_offset_px"] = tuple(data.get("grid_offset_px", (0, 0)))
         return cls(**data)
+
+
+def _rings(rings: Any) -> tuple[Ring, ...]:
+    return tuple(tuple(tuple(point) for point in ring) for ring in rings)
 
 
 @dataclass(frozen=True)

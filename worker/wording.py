@@ -1,12 +1,16 @@
 """Words of a report: areas, places, and what a reasoning chain concludes."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from worker.types import Point, SlideInfo
 
 SEG = "<SEG>"
 MM2_UM2 = 1e6
+ROUNDING = 1e-4
+"""Of an outline; less than this is a matter of whole pixels, not of a part left out."""
 _TAG = re.compile(r"</?think>", re.IGNORECASE)
 _THINK = re.compile(r"<think>(.*?)(?:</think>|$)", re.IGNORECASE | re.DOTALL)
 
@@ -73,6 +77,22 @@ def count_words(count: int, one: str, many: str | None = None) -> str:
     """A count with its noun: `no regions`, `1 region`, `1,204 regions`."""
     noun = one if count == 1 else many or f"{one}s"
     return f"{count:,} {noun}" if count else f"no {noun}"
+
+
+def exemplar_words(exemplar: Mapping[str, Any], slide_id: str) -> str:
+    """What the model was shown beside every tile, and where it came from.
+
+    Args:
+        exemplar: the report's `exemplar`.
+        slide_id: the job's own slide.
+    """
+    same = exemplar["slide_id"] == slide_id
+    where = "this slide" if same else f"slide {exemplar['slide_id']}"
+    words = f"The example shown to the model is an outline of {area_words(exemplar['area_um2'])} on {where}"
+    share = exemplar["area_um2"] / exemplar["outlined_um2"]
+    if share < 1 - ROUNDING:
+        words += f"; it is larger than a tile, and only its densest part was shown, {percent_words(share)} of it"
+    return f"{words}."
 
 
 def place_words(point_px0: Point, info: SlideInfo) -> str:

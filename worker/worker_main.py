@@ -6,6 +6,7 @@
 import ctypes
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 PARENT_GONE_GRACE_S = 20.0
 PR_SET_PDEATHSIG = 1
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class WorkerSettings:
         model: name of the segmenter, or `module:factory`.
         threads: blocks worked on at once.
         max_batch: tiles per call of the model.
+        device: where the model computes: `auto`, `cpu`, `cuda` or `cuda:N`.
         lease_s: how long a claimed unit stays owned without renewal; the same in every worker.
         sweep_s: seconds between sweeps.
         parent_pid: stop when this process is gone; 0 means stay.
@@ -53,7 +56,8 @@ class WorkerSettings:
     artifacts: str
     model: str = "tiny"
     threads: int = 2
-    max_batch: int = 16
+    max_batch: int = 64
+    device: str = "auto"
     lease_s: float = 30.0
     sweep_s: float = 60.0
     parent_pid: int = 0
@@ -82,21 +86,26 @@ class WorkerSettings:
         return cls(**values)
 
 
-def load_segmenter(name: str) -> Segmenter:
+def load_segmenter(name: str, device: str = "auto") -> Segmenter:
     """A segmenter by name.
 
     Args:
         name: a trained model's name or folder, or `module:factory` of a callable that returns a `Segmenter`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; told to whatever loads as `SLIDEREASON_DEVICE`.
 
     Raises:
-        BadRequest: there is no such segmenter.
+        BadRequest: there is no such segmenter or device.
     """
     from model.cli import segmenter_by_name  # a trained one loads torch
 
+    if not DEVICE.fullmatch(device):
+        raise BadRequest(f"device {device!r} is not known; accepted are auto, cpu, cuda and cuda:N", field="device")
+    os.environ["SLIDEREASON_DEVICE"] = device
     try:
         return segmenter_by_name(name)
     except (ValueError, FileNotFoundError, ImportError) as error:
-        raise BadRequest(f"model {name!r} cannot be loaded: {error}", field="model") from error
+        field = "device" if str(error).startswith("device ") else "model"
+        raise BadRequest(f"model {name!r} cannot be loaded: {error}", field=field) from error
 
 
 def run_worker(settings: WorkerSettings) -> int:
@@ -112,7 +121,7 @@ def run_worker(settings: WorkerSettings) -> int:
     app = queue.make_app(settings.broker_url)
     ledger = Ledger(settings.database_url, lease_s=settings.lease_s)
     worker_id = f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    segmenter = load_segmenter(settings.model)
+    segmenter = load_segmenter(settings.model, settings.device)
     models = tuple(dict.fromkeys((settings.model, segmenter.card.name)))
     with Engine(segmenter, max_batch=settings.max_batch) as engine:
         send = _ticket_sender(app)

@@ -41,5 +41,6 @@ def _model(rooms: Rooms, workers: list) -> Model:
         licence=card.get("licence", ""),
         parameters=card.get("parameters", 0),
         figures=card.get("figures", {}),
+        exemplars=card.get("exemplars", False),
         workers=len(workers),
     )

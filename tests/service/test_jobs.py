@@ -66,8 +66,9 @@ def test_every_field_reaches_the_spec(served: Served) -> None:
         ({"mpp_override": 0}, "mpp_override"), ({"model": "none-such"}, "model"), ({"priority": 1.5}, "priority"),
         ({"roi": {"type": "Point", "coordinates": [1, 2]}}, "roi"), ({"roi": "all"}, "roi"),
         ({"roi": {"type": "Polygon", "coordinates": [[[5e4, 0], [6e4, 0], [6e4, 9], [5e4, 0]]]}}, "roi"),
-        ({"exemplar": {}}, "exemplar"), ({"qurey": "a"}, "qurey"), ({"slide": None}, "slide"), ({"slide": ""}, "slide"),
-        ({"slide": 7}, "slide"), ({"slide": "s3://bucket/slide.svs"}, "slide"),
+        ({"exemplar": {}}, "exemplar.slide"), ({"qurey": "a"}, "qurey"),
+        ({"slide": None}, "slide"), ({"slide": ""}, "slide"), ({"slide": 7}, "slide"),
+        ({"slide": "s3://bucket/slide.svs"}, "slide"),
     ],
 )  # fmt: skip
 def test_a_field_that_is_not_accepted_is_named_and_nothing_is_stored(served: Served, change: dict, field: str) -> None:

@@ -1,11 +1,13 @@
 """The engine: one thread owns the model, and no answer depends on what else was asked."""
 
 import threading
+import time
 from concurrent.futures import Future, wait
 
 import numpy as np
 import pytest
 
+from model.exemplar import Exemplar
 from model.segmenter import TileAnswer, TileBatch
 from tests.segmenters import HueSegmenter
 from worker.engine import AnswerCache, Engine, TileRequest
@@ -50,6 +52,12 @@ def good_picture(seed: int) -> np.ndarray:
     image = picture(seed)
     image[0, 0, 0] = 1
     return image
+
+
+def exemplar(seed: int) -> Exemplar:
+    mask = np.zeros((256, 256), bool)
+    mask[50:90, 60:120] = True
+    return Exemplar(picture(seed), mask)
 
 
 def results(futures: list[Future]) -> list[TileAnswer]:
@@ -99,7 +107,9 @@ def test_the_same_question_is_asked_once():
         results([engine.submit(TileRequest(good_picture(1), 0.5, "q"))])
         results([engine.submit(TileRequest(good_picture(1), 1.0, "other"))])
         results([engine.submit(TileRequest(good_picture(2), 1.0, "q"))])
-    assert sum(segmenter.batches) == 5, "picture, mpp, question and force each make another question"
+        for seed in (3, 4, 3):
+            results([engine.submit(TileRequest(good_picture(1), 1.0, "q", exemplar=exemplar(seed)))])
+    assert sum(segmenter.batches) == 7, "picture, mpp, question, force and exemplar each make another question"
 
 
 def test_without_a_cache_everything_is_asked():
@@ -135,6 +145,111 @@ def test_what_nobody_wants_any_more_is_not_computed():
                 future.result(60)
         results([other])
     assert segmenter.batches == [1]
+
+
+class Deciding(HueSegmenter):
+    """Polls `cancelled` between steps as a decoder does, for as long as it is not told to stop."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+        self.entered = threading.Event()
+
+    def predict(self, batch: TileBatch, cancelled=None) -> list[TileAnswer]:
+        self.calls += 1
+        self.entered.set()
+        for _ in range(6000):
+            if cancelled():
+                raise InterruptedError("cancelled between two steps")
+            time.sleep(0.01)
+        raise AssertionError("nobody cancelled")
+
+
+def test_a_long_prediction_stops_between_its_steps_once_nobody_wants_it():
+    segmenter = Deciding()
+    one, other = threading.Event(), threading.Event()
+    with Engine(segmenter, max_batch=4) as engine:
+        futures = [engine.submit(TileRequest(good_picture(0), 1.0, "q", cancelled=one.is_set))]
+        assert segmenter.entered.wait(30)
+        one.set()
+        with pytest.raises(JobDismissed):
+            futures[0].result(10)
+        segmenter.entered.clear()
+        wanted = [one, other]
+        one.clear()
+        futures = [
+            engine.submit(TileRequest(good_picture(n), 1.0, "q", cancelled=wanted[n].is_set)) for n in range(2)
+        ]
+        assert segmenter.entered.wait(30)
+        one.set()
+        assert not futures[1].done(), "the other job's tile is still wanted"
+        other.set()
+        for future in futures:
+            with pytest.raises(JobDismissed):
+                future.result(10)
+    assert segmenter.calls <= 3, "what was cancelled is not tried again tile by tile"
+
+
+def test_two_jobs_that_ask_the_same_do_not_cancel_each_other():
+    segmenter = Recorder(waiting=True)
+    dismissed = threading.Event()
+    with Engine(segmenter) as engine:
+        first = engine.submit(TileRequest(good_picture(9), 1.0, "q"))
+        assert segmenter.entered.wait(30)
+        gone = engine.submit(TileRequest(good_picture(1), 1.0, "q", cancelled=dismissed.is_set))
+        kept = engine.submit(TileRequest(good_picture(1), 1.0, "q"))
+        segmenter.go.set()
+        results([first])
+        dismissed.set()
+        assert results([kept])[0].text
+        assert gone.done()
+
+
+def test_questions_about_one_tile_share_a_batch():
+    segmenter = Recorder(waiting=True)
+    with Engine(segmenter, max_batch=4) as engine:
+        futures = [engine.submit(TileRequest(good_picture(9), 1.0, "q"))]
+        assert segmenter.entered.wait(30)
+        asked: list[list[str]] = []
+        predict = segmenter.predict
+        segmenter.predict = lambda batch, cancelled=None: asked.append(list(batch.queries)) or predict(batch, cancelled)
+        tiles = [good_picture(seed) for seed in (1, 2, 3)]
+        # two callers whose questions arrive mixed
+        for query in ("a", "b", "c"):
+            futures += [engine.submit(TileRequest(tile, 1.0, f"{query}{n}")) for n, tile in enumerate(tiles)]
+        segmenter.go.set()
+        results(futures)
+    assert asked == [["a0", "b0", "c0"], ["a1", "b1", "c1"], ["a2", "b2", "c2"]]
+
+
+def test_a_batch_may_mix_tiles_with_and_without_an_exemplar():
+    segmenter = Recorder(waiting=True)
+    seen: list[tuple] = []
+    with Engine(segmenter) as engine:
+        futures = [engine.submit(TileRequest(good_picture(9), 1.0, "q"))]
+        assert segmenter.entered.wait(30)
+        predict = segmenter.predict
+        segmenter.predict = lambda batch, cancelled=None: seen.append(tuple(batch.exemplars)) or predict(batch)
+        shown = exemplar(5)
+        futures += [
+            engine.submit(TileRequest(good_picture(1), 1.0, "q")),
+            engine.submit(TileRequest(good_picture(1), 1.0, "q", exemplar=shown)),
+        ]
+        segmenter.go.set()
+        results(futures)
+        results([engine.submit(TileRequest(good_picture(2), 1.0, "q"))])
+    assert seen == [(None, shown), ()]
+
+
+def test_a_machine_that_is_full_is_no_fault_of_the_tile():
+    class Full(HueSegmenter):
+        def predict(self, batch: TileBatch, cancelled=None) -> list[TileAnswer]:
+            raise MemoryError("not even one tile fits")
+
+    with Engine(Full()) as engine:
+        for future in [engine.submit(TileRequest(good_picture(seed), 1.0, "q")) for seed in range(3)]:
+            with pytest.raises(MemoryError):
+                future.result(60)
 
 
 def test_submit_waits_while_too_many_wait():
@@ -178,3 +293,18 @@ def test_the_cache_keeps_nothing_larger_than_itself():
     cache.put(b"a", answer(100))
     assert cache.get(b"a") is None
     assert cache.size_bytes == 0
+
+
+def test_which_comes_first_is_told_and_is_part_of_the_question():
+    told = []
+
+    class Told(Recorder):
+        def predict(self, batch: TileBatch, cancelled=None) -> list[TileAnswer]:
+            told.extend(batch.tile_first.tolist())
+            return super().predict(batch)
+
+    one, other = (TileRequest(picture(0), 1.0, "tumour", tile_first=first) for first in (False, True))
+    assert one.key() != other.key()
+    with Engine(Told()) as engine:
+        wait([engine.submit(one), engine.submit(other)], timeout=30)
+    assert sorted(told) == [False, True]

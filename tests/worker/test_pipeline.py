@@ -272,6 +272,43 @@ def test_a_dismissed_job_stops_between_tiles(stained: Path, tmp_path: Path):
     ledger.close()
 
 
+class Deciding(HueSegmenter):
+    """Takes minutes, and polls `cancelled` between its steps as a decoder does."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.began = 0, threading.Event()
+
+    def predict(self, batch: TileBatch, cancelled=None) -> list[TileAnswer]:
+        self.calls += 1
+        self.began.set()
+        for _ in range(30_000):
+            if cancelled():
+                raise InterruptedError("cancelled between two steps")
+            time.sleep(0.01)
+        raise AssertionError("nobody cancelled")
+
+
+def test_a_dismissed_job_stops_within_a_long_prediction(stained: Path, tmp_path: Path):
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", lease_s=0.2)
+    job_id, _ = ledger.create_job(hue_spec(stained))
+    segmenter = Deciding()
+    with Engine(segmenter, max_batch=4) as engine:
+        runner = Runner(ledger, LocalArtifacts(tmp_path), engine, "test", (hue_spec(stained).model,))
+        worker = threading.Thread(target=lambda: [None for _ in iter(runner.run_one, False)])
+        worker.start()
+        assert segmenter.began.wait(60)
+        dismissed = time.monotonic()
+        ledger.dismiss(job_id)
+        worker.join(60)
+        assert not worker.is_alive()
+        assert time.monotonic() - dismissed < 20, "the prediction would have gone on for minutes"
+    assert ledger.job(job_id).status == "dismissed"
+    assert segmenter.calls == 1
+    assert ledger.leased() == 0
+    ledger.close()
+
+
 def test_an_isolated_block_gives_the_same_bytes(finished: inline.InlineResult, stained: Path, tmp_path: Path):
     """Every block loses its first owner, then runs tile by tile."""
     url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
