@@ -1,4 +1,4 @@
-"""Commands of the model's room: `slidereason evaluate`, `train`, `dataset`. torch is imported only when one runs."""
+"""Commands of the model's room: `slidereason evaluate`, `calibrate`, `train`, `dataset`; torch waits until one runs."""
 
 import argparse
 import importlib
@@ -14,6 +14,8 @@ from pathlib import Path
 from model.segmenter import Segmenter
 
 BAD_INPUT = 2
+_OPTIONS = ("batch", "mpp", "one_shot_control", "bootstrap", "seed")
+"""Of `evaluate`; those that may change its results."""
 
 
 def segmenter_by_name(name: str) -> Segmenter:
@@ -48,6 +50,7 @@ def run_evaluate(argv: Sequence[str]) -> int:
     options = _evaluate_parser().parse_args(argv)
     from model.evaluation import evaluate as evaluation
     from model.evaluation.manifest import read_manifest
+    from model.evaluation.summary import summarise
 
     try:
         rows = read_manifest(options.manifest)
@@ -56,13 +59,13 @@ def run_evaluate(argv: Sequence[str]) -> int:
         if options.masks is not None:
             options.masks.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        answers = evaluation.evaluate(rows, segmenter, options.batch, options.mpp)
+        answers = evaluation.evaluate(rows, segmenter, options.batch, options.mpp, options.one_shot_control)
         samples = evaluation.collect(answers, options.masks, _progress(len(rows)))
         duration_s = time.monotonic() - started
     except (ValueError, OSError) as error:
         print(f"slidereason evaluate: {error}", file=sys.stderr)
         return BAD_INPUT
-    summary = evaluation.summarise(samples, options.bootstrap, options.seed)
+    summary = summarise(samples, options.bootstrap, options.seed)
     _write_json(
         options.out,
         {
@@ -71,7 +74,7 @@ def run_evaluate(argv: Sequence[str]) -> int:
             "duration_s": round(duration_s, 1),
             "manifest": evaluation.content_hash(options.manifest),
             "model": asdict(segmenter.card),
-            "options": {key: getattr(options, key) for key in ("batch", "mpp", "bootstrap", "seed")},
+            "options": {key: getattr(options, key) for key in _OPTIONS},
             "summary": summary,
             "samples": [sample.to_json() for sample in samples],
         },
@@ -94,6 +97,10 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     parser.add_argument("--threads", type=int, help="CPU threads of the network (default: torch's own choice)")
     parser.add_argument("--masks", type=Path, help="folder to write every mask to, as PNG, to look at")
+    parser.add_argument(
+        "--one-shot-control", action="store_true",
+        help="ask rows with an exemplar also without it, and with its outline inverted",
+    )  # fmt: skip
     return parser
 
 
@@ -103,12 +110,111 @@ def summary_text(summary: dict) -> str:
         f"{summary['n']} questions, {summary['n_targets']} with a target, {summary['n_absent']} without, "
         f"{summary['n_groups']} groups"
     ]
-    for name, interval in summary["intervals_95"].items():
+    for name in summary["intervals_95"]:
         if summary[name] is not None:
-            spread = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
             known = {key: values[name] for key, values in summary["controls"].items() if values[name] is not None}
             controls = "  ".join(f"{key} {value:.3f}" for key, value in known.items())
-            lines.append(f"{name:20s} {summary[name]:.3f} {spread:16s}  {controls}")
+            lines.append(f"{name:20s} {_spread(summary, name):22s}  {controls}")
+    if "calibration" in summary:
+        stated = summary["calibration"]
+        lines.append(f"confidence of {stated['n_masks']} masks, {stated['n_right']} right")
+        lines += [f"{name:20s} {_spread(stated, name)}" for name in ("ece", "brier")]
+    for how, compared in summary.get("one_shot", {}).items():
+        lines.append(f"{compared['n']} questions with their exemplar, against {how}")
+        for name in ("dice_with_misses", "dice_emitted", "sensitivity", "specificity"):
+            sides = [_spread(compared[side], name) for side in ("with_exemplar", "control", "difference")]
+            lines.append(f"{name:20s} {sides[0]:22s} against {sides[1]:22s} difference {sides[2]}")
+    return "\n".join(lines)
+
+
+def _spread(figures: dict, name: str) -> str:
+    """A figure with its interval."""
+    value, interval = figures[name], figures["intervals_95"][name]
+    spread = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    return "–" if value is None else f"{value:.3f}{spread}"
+
+
+def run_calibrate(argv: Sequence[str]) -> int:
+    """`slidereason calibrate --val … --test … --out …`: slope and offset of the confidence, and what they give.
+
+    Returns:
+        0, or 2 when a file, the model or an option is not accepted (said on stderr).
+    """
+    options = _calibrate_parser().parse_args(argv)
+    from model.evaluation.calibration import calibrate
+    from model.evaluation.evaluate import content_hash
+    from model.evaluation.reliability import draw
+
+    try:
+        _limit_threads(options.threads)
+        val, test = (_masks_of(paths, options) for paths in (options.val, options.test))
+        found = calibrate(val, test, options.bootstrap, options.seed)
+        if options.plot is not None:
+            options.plot.parent.mkdir(parents=True, exist_ok=True)
+            draw({name: found["test"][name] for name in ("before", "after")}).save(options.plot)
+    except (ValueError, OSError) as error:
+        print(f"slidereason calibrate: {error}", file=sys.stderr)
+        return BAD_INPUT
+    files = {side: {str(path): content_hash(path) for path in getattr(options, side)} for side in ("val", "test")}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    command = ["slidereason", "calibrate", *argv]
+    _write_json(options.out, {"command": command, "created": created, "model": options.model, "files": files, **found})
+    print(calibration_text(found))
+    print(f"calibration: {options.out}")
+    return 0
+
+
+def _calibrate_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="slidereason calibrate",
+        description="Fit the confidence of masks on some patients and measure it on others. VAL and TEST are manifests "
+        "(.jsonl), which the model is asked, or results of `slidereason evaluate` (.json), which are read.",
+    )
+    parser.add_argument("--val", type=Path, nargs="+", required=True, help="to fit on")
+    parser.add_argument("--test", type=Path, nargs="+", required=True, help="to measure on: other patients")
+    parser.add_argument("--out", type=Path, required=True, help="slope, offset and figures as JSON")
+    parser.add_argument("--model", default="tiny", help="name, checkpoint folder or module:factory (default: tiny)")
+    parser.add_argument("--plot", type=Path, help="reliability before and after, as PNG")
+    parser.add_argument("--batch", type=int, default=8, help="tiles the model takes at once (default: 8)")
+    parser.add_argument("--bootstrap", type=int, default=2000, help="resamples of the intervals (default: 2000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    parser.add_argument("--threads", type=int, help="CPU threads of the network (default: torch's own choice)")
+    return parser
+
+
+def _masks_of(paths: Sequence[Path], options: argparse.Namespace) -> list:
+    """The masks of manifests and results together."""
+    from model.evaluation.evaluate import masks_of
+    from model.evaluation.manifest import read_manifest
+    from model.evaluation.results import read_masks
+
+    masks = []
+    for path in paths:
+        if path.suffix == ".json":
+            masks += read_masks(path)
+        else:
+            rows = read_manifest(path)
+            show = _progress(len(rows)) or (lambda done: None)
+            answers = masks_of(rows, segmenter_by_name(options.model), options.batch)
+            for done, told in enumerate(answers, start=1):
+                masks += told
+                show(done)
+    return masks
+
+
+def calibration_text(found: dict) -> str:
+    """What a calibration gives, on patients it was not fitted on."""
+    before, after, difference = (found["test"][name] for name in ("before", "after", "difference"))
+    lines = [
+        f"slope {found['slope']:.4f}, offset {found['offset']:.4f}, from {found['val']['before']['n_masks']} masks",
+        f"{before['n_masks']} masks of other patients, {before['n_right']} right, {before['n_groups']} groups",
+    ]
+    for name in ("ece", "brier"):
+        lines.append(
+            f"{name:20s} before {_spread(before, name)}  after {_spread(after, name)}  "
+            f"difference {_spread(difference, name)}"
+        )
+    lines.append(f"{'ece by chance':20s} before {before['ece_by_chance']:.3f}  after {after['ece_by_chance']:.3f}")
     return "\n".join(lines)
 
 

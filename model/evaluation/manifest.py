@@ -3,8 +3,10 @@
     {"id": "a1", "image": "a1.png", "mask": "a1_mask.png", "query": "Where is the tumour?", "mpp": 0.5}
 
 `id`, `image`, `mask` (null: the target is absent) and `query` are required; `mpp` (µm/px) may be null or left out;
-`group` (the patient, for the bootstrap) and `kind` (figures are also given by kind) may be added. Other fields are
-ignored. Relative paths are relative to the manifest.
+`group` (the patient, for the bootstrap) and `kind` (figures are also given by kind) may be added, and
+`"exemplar": {"image": …, "mask": …, "mpp": …}`, a reference to look for the like of, with `zero_shot_query`, the
+question to ask instead where the reference is taken away. Other fields are ignored. Relative paths are relative to the
+manifest.
 """
 
 import json
@@ -18,11 +20,26 @@ from PIL import Image
 
 MIN_PX = 64
 MAX_PROBLEMS = 20
-_KNOWN_TYPES = {"id": str, "image": str, "query": str, "mask": (str, type(None)), "mpp": (int, float, type(None))}
+_REQUIRED = {"id": str, "image": str, "query": str, "mask": (str, type(None))}
+_OPTIONAL = {"zero_shot_query": (str, type(None))}
 
 
 class ManifestError(ValueError):
     """A manifest that cannot be evaluated; the message names every line and field at fault."""
+
+
+@dataclass(frozen=True)
+class ManifestExemplar:
+    """A reference picture with the outline of what to look for.
+
+    Attributes:
+        image, mask: existing files of the same size; the mask is not empty.
+        mpp: µm/px of the image, None when unknown.
+    """
+
+    image: Path
+    mask: Path
+    mpp: float | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,8 @@ class ManifestRow:
         mpp: µm/px of the image, None when unknown.
         group: rows of one group are drawn together by the bootstrap; the id when the manifest names none.
         kind: free word; figures are also given for each kind.
+        exemplar: what to look for the like of, None when the question speaks for itself.
+        zero_shot_query: what to ask where the exemplar is taken away, None when nothing else than `query`.
     """
 
     id: str
@@ -45,10 +64,12 @@ class ManifestRow:
     mpp: float | None
     group: str
     kind: str | None
+    exemplar: ManifestExemplar | None = None
+    zero_shot_query: str | None = None
 
 
 def read_manifest(path: str | Path) -> list[ManifestRow]:
-    """Read and check a whole manifest; image headers are opened, pixels are not.
+    """Read and check a whole manifest; image headers are opened, pixels are not, but for the masks of exemplars.
 
     Raises:
         ManifestError: no such file, no rows, or rows that are not accepted, each by line and field.
@@ -85,30 +106,71 @@ def _row(data: Any, folder: Path) -> ManifestRow:
     """One checked row; raises `ManifestError` naming the field."""
     if not isinstance(data, dict):
         raise ManifestError("an object is accepted, e.g. {\"id\": …, \"image\": …, \"mask\": …, \"query\": …}")
-    for name, types in _KNOWN_TYPES.items():
-        if name not in data and name != "mpp":
+    for name, types in (_REQUIRED | _OPTIONAL).items():
+        if name in _REQUIRED and name not in data:
             raise ManifestError(f"field {name} is missing" + ("; null says the target is absent" * (name == "mask")))
-        if not isinstance(data.get(name), types) or isinstance(data.get(name), bool):
-            wanted = {"mask": "a path or null", "mpp": "a number or null"}.get(name, "a text")
+        if not isinstance(data.get(name), types):
+            wanted = {"mask": "a path or null", "zero_shot_query": "a text or null"}.get(name, "a text")
             raise ManifestError(f"field {name}: {wanted} is accepted, not {data[name]!r}")
-    for name in ("id", "query"):
-        if not data[name].strip():
+    for name in ("id", "query", "zero_shot_query"):
+        if data.get(name) is not None and not data[name].strip():
             raise ManifestError(f"field {name} is empty")
-    mpp = data.get("mpp")
-    if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
-        raise ManifestError(f"field mpp: a positive number of µm/px or null is accepted, not {mpp}")
-    image = folder / data["image"]
-    size = _picture_size(image, "image")
-    if min(size) < MIN_PX:
-        raise ManifestError(f"field image: {size[0]} × {size[1]} px; at least {MIN_PX} px a side is accepted")
-    mask = None if data["mask"] is None else folder / data["mask"]
-    if mask is not None and (mask_size := _picture_size(mask, "mask")) != size:
-        raise ManifestError(f"field mask: {mask_size[0]} × {mask_size[1]} px, the image has {size[0]} × {size[1]} px")
+    mpp = _mpp(data.get("mpp"), "mpp")
+    image, mask = _pair(data, folder, "")
     group, kind = data.get("group"), data.get("kind")
     return ManifestRow(
-        id=data["id"], image=image, mask=mask, query=data["query"], mpp=None if mpp is None else float(mpp),
+        id=data["id"], image=image, mask=mask, query=data["query"], mpp=mpp,
         group=data["id"] if group is None else str(group), kind=None if kind is None else str(kind),
+        exemplar=_exemplar(data.get("exemplar"), folder, mpp), zero_shot_query=data.get("zero_shot_query"),
     )  # fmt: skip
+
+
+def _exemplar(data: Any, folder: Path, row_mpp: float | None) -> ManifestExemplar | None:
+    """The checked reference of a row; its µm/px is the row's unless it says otherwise."""
+    if data is None:
+        return None
+    if not isinstance(data, dict):
+        raise ManifestError(f"field exemplar: an object with image and mask, or null, is accepted, not {data!r}")
+    for name in ("image", "mask"):
+        if name not in data:
+            raise ManifestError(f"field exemplar.{name} is missing")
+        if not isinstance(data[name], str):
+            raise ManifestError(f"field exemplar.{name}: a path is accepted, not {data[name]!r}")
+    image, mask = _pair(data, folder, "exemplar.")
+    try:
+        empty = not read_mask(mask).any()
+    except ManifestError as error:
+        raise ManifestError(f"field exemplar.mask: {error}") from None
+    if empty:
+        raise ManifestError(f"field exemplar.mask: {mask} outlines nothing; a mask with a pixel above 0 is accepted")
+    return ManifestExemplar(image, mask, _mpp(data["mpp"], "exemplar.mpp") if "mpp" in data else row_mpp)
+
+
+def _mpp(mpp: Any, field: str) -> float | None:
+    """A resolution in µm/px, or None."""
+    if not isinstance(mpp, (int, float, type(None))) or isinstance(mpp, bool):
+        raise ManifestError(f"field {field}: a number or null is accepted, not {mpp!r}")
+    if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
+        raise ManifestError(f"field {field}: a positive number of µm/px or null is accepted, not {mpp}")
+    return None if mpp is None else float(mpp)
+
+
+def _pair(data: dict[str, Any], folder: Path, prefix: str) -> tuple[Path, Path | None]:
+    """An image and its mask, which may be null, checked to be there and to fit each other."""
+    image = folder / data["image"]
+    size = _picture_size(image, f"{prefix}image")
+    if min(size) < MIN_PX:
+        raise ManifestError(
+            f"field {prefix}image: {size[0]} × {size[1]} px; at least {MIN_PX} px a side is accepted"
+        )
+    if data["mask"] is None:
+        return image, None
+    mask = folder / data["mask"]
+    if (mask_size := _picture_size(mask, f"{prefix}mask")) != size:
+        raise ManifestError(
+            f"field {prefix}mask: {mask_size[0]} × {mask_size[1]} px, the image has {size[0]} × {size[1]} px"
+        )
+    return image, mask
 
 
 def _picture_size(path: Path, field: str) -> tuple[int, int]:

@@ -75,17 +75,71 @@ def cut(image: np.ndarray, mpp: float | None, tile_px: int, target_mpp: float) -
     """
     image_hw = image.shape[:2]
     height, width = frame_size(*image_hw, mpp, tile_px, target_mpp)
-    picture = resample(image, width, height)
-    frame_hw = (max(height, tile_px), max(width, tile_px))
-    x, y = (frame_hw[1] - width) // 2, (frame_hw[0] - height) // 2
-    frame = np.full((*frame_hw, 3), 255, np.uint8)
-    frame[y : y + height, x : x + width] = picture
+    frame, (x, y) = _framed(resample(image, width, height), tile_px, 255)
+    frame_hw = frame.shape[:2]
     corners = tuple((left, top) for top in starts(frame_hw[0], tile_px) for left in starts(frame_hw[1], tile_px))
     return Views(
         tiles=np.stack([frame[top : top + tile_px, left : left + tile_px] for left, top in corners]),
         corners_px=corners, frame_hw=frame_hw, picture_xywh=(x, y, width, height), image_hw=image_hw,
         mpp=math.nan if mpp is None else mpp * math.sqrt(image_hw[0] * image_hw[1] / (height * width)),
     )  # fmt: skip
+
+
+def _framed(picture: np.ndarray, tile_px: int, fill: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """A picture in the middle of a frame that is never smaller than a tile, and its corner (x, y) there."""
+    height, width = picture.shape[:2]
+    frame = np.full((max(height, tile_px), max(width, tile_px), *picture.shape[2:]), fill, picture.dtype)
+    x, y = (frame.shape[1] - width) // 2, (frame.shape[0] - height) // 2
+    frame[y : y + height, x : x + width] = picture
+    return frame, (x, y)
+
+
+def cut_mask(views: Views, mask: np.ndarray) -> np.ndarray:
+    """A mask (H, W) bool of the picture, cut as the picture was: (N, T, T) bool."""
+    tile_px = views.tiles.shape[1]
+    _, _, width, height = views.picture_xywh
+    frame, _ = _framed(resample(mask.astype(np.float32), width, height) >= 0.5, tile_px, 0)
+    return np.stack([frame[top : top + tile_px, left : left + tile_px] for left, top in views.corners_px])
+
+
+def cut_exemplar(
+    image: np.ndarray, mask: np.ndarray, mpp: float | None, tile_px: int, tile_mpp: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """One tile of an exemplar, at the scale of the tiles that it is shown beside.
+
+    The tile is taken where most of the mask lies inside it; where several places are as good, nearest to the mask's
+    middle. A picture that is smaller than a tile at this scale stands on white.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; mask: (H, W) bool, not empty.
+        mpp: its µm/px, None when unknown.
+        tile_px: T.
+        tile_mpp: µm/px of the tiles; NaN when unknown. Where either is unknown, it is resized as `cut` does without.
+
+    Returns:
+        (T, T, 3) uint8 and (T, T) bool.
+    """
+    height, width = frame_size(*mask.shape, None, tile_px, tile_mpp)
+    if mpp is not None and math.isfinite(tile_mpp):
+        height, width = (max(1, round(side * mpp / tile_mpp)) for side in mask.shape)
+    picture, _ = _framed(resample(image, width, height), tile_px, 255)
+    inside, _ = _framed(resample(mask.astype(np.float32), width, height) >= 0.5, tile_px, 0)
+    x, y = _fullest_window(inside, tile_px)
+    window = np.s_[y : y + tile_px, x : x + tile_px]
+    return np.ascontiguousarray(picture[window]), np.ascontiguousarray(inside[window])
+
+
+def _fullest_window(mask: np.ndarray, tile_px: int) -> tuple[int, int]:
+    """Corner (x, y) of the T×T window that holds most of a mask; of equals, the one nearest to the mask's middle."""
+    sums = cv2.integral(mask.astype(np.uint8))  # [H + 1, W + 1]
+    held = sums[tile_px:, tile_px:] - sums[:-tile_px, tile_px:] - sums[tile_px:, :-tile_px] + sums[:-tile_px, :-tile_px]
+    places = np.argwhere(held == held.max())
+    rows, columns = np.nonzero(mask)
+    if len(rows):
+        middle = np.array([rows.min() + rows.max() + 1, columns.min() + columns.max() + 1]) / 2
+        places = places[np.argsort(((places + tile_px / 2 - middle) ** 2).sum(axis=1), kind="stable")]
+    y, x = places[0]
+    return int(x), int(y)
 
 
 def stitch(views: Views, probabilities: np.ndarray) -> np.ndarray:

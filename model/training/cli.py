@@ -118,8 +118,8 @@ def build_stage(name: str, model: PathChatSegR1, settings: dict, batch_size: int
         return Pretrain(pool, config.dense_classes, config.patch_grid, batch_size, seed)
     maker = EpisodeMaker(
         pool, model.tokenizer, config.dense_classes, config.patch_grid, config.image_grid, config.mask_px, batch_size,
-        questions=settings["questions"],
-    )
+        questions=settings["questions"], exemplar_share=settings.get("exemplar_share", EpisodeMaker.exemplar_share),
+    )  # fmt: skip
     return Sft(maker, seed)
 
 

@@ -8,13 +8,18 @@ import torch
 from torch import Tensor
 
 from model.data.episodes import sample_episode, sample_exemplar_episode
+from model.data.foreign import CONCEPT, add_matter, random_matter
+from model.data.unnamed import unnamed_part
+from model.exemplar import MIN_SHARE, outlined
 from model.prompt import build_sequence
 from model.tokenizer import PathTokenizer
-from model.training.augment import blank_out
+from model.training.augment import blank_out, restain
 from model.training.pools import ScenePool, View
 from model.training.pretrain import dense_targets
 
 PAD_TO = 32
+FOREIGN_MPP = (0.2, 4.0)
+"""Scales that are stated beside foreign matter."""
 
 
 @dataclass
@@ -29,6 +34,7 @@ class EpisodeBatch:
         present: (R,) 1 when the answer carries a `<SEG>`.
         masks: (M, P, P) float32 targets at the decoder's size, in order of row and place.
         dense, known: dense class targets, see `dense_targets`.
+        sought: (R, N) share of each patch that an exemplar's like covers; None without exemplars.
     """
 
     images: Tensor
@@ -43,6 +49,7 @@ class EpisodeBatch:
     masks: Tensor
     dense: Tensor
     known: Tensor
+    sought: Tensor | None = None
 
 
 @dataclass
@@ -51,7 +58,8 @@ class EpisodeMaker:
 
     Attributes:
         questions: per picture; tile_first_share: how often the image comes before the question; bpe_dropout: of the
-            question's words; exemplar_share: of steps that ask by an exemplar.
+            question's words; exemplar_share: of steps that ask by an exemplar; foreign_share, unnamed_share: of those
+            questions, about foreign matter and about parts of real pictures that have no name.
     """
 
     pool: ScenePool
@@ -64,7 +72,9 @@ class EpisodeMaker:
     questions: int = 2
     tile_first_share: float = 0.25
     bpe_dropout: float = 0.03
-    exemplar_share: float = 0.12
+    exemplar_share: float = 0.3
+    foreign_share: float = 0.5
+    unnamed_share: float = 0.15
 
     def make(self, rng: np.random.Generator) -> EpisodeBatch:
         """One batch; `rng` is the only source of chance."""
@@ -79,22 +89,66 @@ class EpisodeMaker:
         return self._tensors(views, asked, None, rng)
 
     def _exemplars(self, views: list[View], rng: np.random.Generator) -> EpisodeBatch:
-        """Each picture is asked about what another picture shows under its outline."""
-        asked, references = [], []
-        for b, view in enumerate(views):
-            here, gone = sorted(view.masks), sorted(view.absent)
-            present = bool(here) and (not gone or rng.random() < 0.55)
-            keys = here if present else gone
-            concept = keys[int(rng.integers(len(keys)))] if keys else "gland"
-            reference = self.pool.draw(rng, concept=concept)
-            if concept not in reference.masks:  # rare: no picture shows it, so show something that is known here
-                concept = next(iter(reference.masks), None)
-                present = concept in view.masks
-                if concept is None or not (present or concept in view.absent):
-                    reference, concept, present = view, next(iter(view.masks), "gland"), bool(view.masks)
-            references.append((reference.image, reference.masks.get(concept, np.zeros(view.image.shape[:2], bool))))
-            asked.append((b, sample_exemplar_episode(view.masks, concept, present, view.scene.facts, rng)))
-        return self._tensors(views, asked, references, rng)
+        """Each picture is asked about what another one shows under its outline: something named, foreign or unnamed."""
+        shown, asked, references = [], [], []
+        for view in views:
+            episode, lot = None, rng.random()
+            if lot >= self.foreign_share + self.unnamed_share:
+                episode = self._taught(view, rng)
+            elif lot >= self.foreign_share:
+                episode = self._unnamed(view, rng)
+            view, reference, concept, present = episode or self._foreign(view, rng)
+            shown.append(view)
+            references.append(reference)
+            facts = view.scene.facts if concept != CONCEPT else {}
+            asked.append((len(asked), sample_exemplar_episode(view.masks, concept, present, facts, rng)))
+        return self._tensors(shown, asked, references, rng)
+
+    def _taught(self, view: View, rng: np.random.Generator) -> tuple | None:
+        """A taught concept, its name removed; None when no picture could be found that shows it."""
+        here, gone = sorted(view.masks), sorted(view.absent)
+        present = bool(here) and (not gone or rng.random() < 0.55)
+        keys = here if present else gone
+        if not keys:
+            return None
+        concept = keys[int(rng.integers(len(keys)))]
+        reference = self.pool.draw(rng, concept=concept)
+        mask = reference.masks.get(concept)
+        if mask is None or mask.mean() < MIN_SHARE:
+            return None
+        return view, (reference.image, mask), concept, present
+
+    def _unnamed(self, view: View, rng: np.random.Generator) -> tuple | None:
+        """A part of a real picture, shown in one view of it and sought in another; None where one does not hold it."""
+        part = unnamed_part(view.scene.image, rng)
+        if part is None:
+            return None
+        shown, sought = (self.pool.view(view.scene, rng, part) for _ in range(2))
+        if not (shown.masks and sought.masks):
+            return None
+        return sought, (shown.image, shown.masks[CONCEPT]), CONCEPT, True
+
+    def _foreign(self, view: View, rng: np.random.Generator) -> tuple:
+        """A class that was never seen and never will be again, often beside another one."""
+        size = view.image.shape[0]
+        matter, other = random_matter(rng), random_matter(rng)
+        shown = [np.zeros((size, size), bool)]
+        while not shown[0].any():
+            reference, shown = add_matter(self.pool.draw(rng).image, [matter, other][: 1 + (rng.random() < 0.5)], rng)
+        present = rng.random() < 0.55
+        beside = [other] if rng.random() < 0.6 else []
+        image, masks = add_matter(view.image, [matter, *beside] if present else beside, rng)
+        present = present and bool(masks[0].any())
+        free = ~np.logical_or.reduce([np.zeros((size, size), bool), *masks])
+        left = {key: mask & free for key, mask in view.masks.items()}
+        left = {key: mask for key, mask in left.items() if mask.mean() >= MIN_SHARE}
+        if present:
+            left[CONCEPT] = masks[0]
+        # What was painted over may be cut to a sliver, so nothing else is said of the named concepts.
+        # Matter has no scale of its own: any may be stated.
+        mpp = float(np.exp(rng.uniform(*np.log(FOREIGN_MPP)))) if rng.random() < 0.5 else view.mpp
+        view = View(restain(image, rng, 0.5), left, frozenset(), mpp, view.scene)
+        return view, (restain(reference, rng, 0.5), shown[0]), CONCEPT, present
 
     def _tensors(
         self, views: list[View], asked: list, references: list | None, rng: np.random.Generator
@@ -131,21 +185,18 @@ class EpisodeMaker:
             masks=_stack([self._mask(views[b], key) for b, episode in asked for key in episode.targets], self.mask_px),
             dense=torch.from_numpy(dense),
             known=torch.from_numpy(known),
+            sought=_stack([self._sought(views[b], episode.targets) for b, episode in asked]) if references else None,
         )
+
+    def _sought(self, view: View, targets: tuple[str, ...]) -> np.ndarray:
+        mask = np.logical_or.reduce([np.zeros(view.image.shape[:2], bool), *(view.masks[key] for key in targets)])
+        size = (self.patch_grid, self.patch_grid)
+        return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA).ravel()
 
     def _mask(self, view: View, key: str) -> np.ndarray:
         size = (self.mask_px, self.mask_px)
         return cv2.resize(view.masks[key].astype(np.float32), size, interpolation=cv2.INTER_AREA)
 
 
-def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The exemplar with its outline drawn on it, 2 px of pure green, a colour that H&E does not have."""
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(image.copy(), contours, -1, (0, 255, 0), 2)
-
-
 def _stack(arrays: list[np.ndarray], edge: int = 0) -> Tensor:
     return torch.from_numpy(np.stack(arrays)) if arrays else torch.zeros(0, edge, edge)
-
-
-

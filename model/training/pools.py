@@ -1,11 +1,12 @@
 """The scenes a stage draws from, weighted by source and, within EBHI-SEG, by diagnosis."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from model.data.concepts import DIAGNOSES, askable
+from model.data.foreign import CONCEPT as UNNAMED
 from model.data.readers import data_folder, read_bcss, read_camelyon, read_ebhi, trainable
 from model.data.scene import Scene
 from model.data.splits import split_of_scene
@@ -72,8 +73,10 @@ class ScenePool:
                 break
         return view
 
-    def view(self, scene: Scene, rng: np.random.Generator) -> View:
-        """Augment one scene."""
+    def view(self, scene: Scene, rng: np.random.Generator, unnamed: np.ndarray | None = None) -> View:
+        """Augment one scene; `unnamed` (H, W) bool, a part of it without a name, becomes the only one that is known."""
+        if unnamed is not None:
+            scene = replace(scene, masks={UNNAMED: unnamed}, absent=frozenset())
         zoom = {"ebhi-seg": (0.75, 1.15), "synthetic": (0.7, 1.0), "camelyon": (0.6, 2.0), "bcss": (0.8, 4.0)}
         image, masks, absent, factor = random_view(scene, self.size_px, rng, zoom.get(scene.source, (0.8, 1.2)))
         present, gone = askable_view(masks, scene, absent)
@@ -84,4 +87,5 @@ class ScenePool:
 def askable_view(masks: dict, scene: Scene, absent: frozenset[str]) -> tuple[dict, frozenset[str]]:
     """What may be asked of a view: parents from children; what was cropped to a sliver is unknown, not absent."""
     present, gone = askable(Scene(scene.id, scene.source, scene.patient, scene.image, masks, absent, None, "", ""))
+    present |= {key: mask for key, mask in masks.items() if key == UNNAMED}
     return present, gone - (scene.masks.keys() - present.keys())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.pathchat import PathChatSegR1
+from model.pathchat import PathChatSegR1, Reminded, Seen
 from model.training.episodes import EpisodeBatch, EpisodeMaker
 from model.training.losses import dense_class_loss, iou_head_loss, mask_loss, next_token_loss
 
@@ -28,6 +28,7 @@ class SftWeights:
     iou: float = 0.2
     emission: float = 1.0
     dense: float = 1.0
+    match: float = 1.0
 
 
 @dataclass
@@ -46,7 +47,8 @@ class Sft:
     def loss(self, model: PathChatSegR1, batch: EpisodeBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         """Eq. 2 and the supports of `tiny`."""
         seen = model.see(batch.images)
-        states = model.language_model(self._embeds(model, batch, seen.tokens), batch.positions)
+        reminded = self._remind(model, batch, seen)
+        states = model.language_model(self._embeds(model, batch, seen, reminded), batch.positions)
         text = self._text_loss(model, batch, states)
         rows = torch.arange(len(batch.prompt_end))
         emission = model.emission_head(states[rows, batch.prompt_end])[:, 0].float()
@@ -54,32 +56,49 @@ class Sft:
             "text": text,
             "emission": F.binary_cross_entropy_with_logits(emission, batch.present),
             "dense": dense_class_loss(seen.classes, batch.dense, batch.known),
-            **self._mask_losses(model, batch, states),
+            **self._mask_losses(model, batch, states, reminded),
+            **_match_loss(reminded, batch.sought),
         }
         total = sum(getattr(self.weights, name) * value for name, value in parts.items())
         figures = {name: float(value.detach()) for name, value in parts.items()}
         figures["emission_hit"] = float(((emission > 0) == (batch.present > 0.5)).float().mean())
         return total, figures
 
-    def _embeds(self, model: PathChatSegR1, batch: EpisodeBatch, tokens: Tensor) -> Tensor:
+    def _remind(self, model: PathChatSegR1, batch: EpisodeBatch, seen: Seen) -> Reminded | None:
         if batch.references is None:
-            return model.embed(batch.ids, tokens[batch.image_of])
-        shown = model.see(batch.references)
-        memory = model.remember(shown.patches, batch.outlines)
-        return model.embed(batch.ids, tokens[batch.image_of], shown.tokens, memory)
+            return None
+        asked = Seen(*(part[batch.image_of] for part in (seen.patches, seen.classes, seen.tokens)))
+        return model.remind(asked, model.see(batch.references), batch.outlines)
+
+    def _embeds(self, model: PathChatSegR1, batch: EpisodeBatch, seen: Seen, reminded: Reminded | None) -> Tensor:
+        if reminded is None:
+            return model.embed(batch.ids, seen.tokens[batch.image_of])
+        return model.embed(batch.ids, reminded.tokens, reminded.reference, reminded.memory)
 
     def _text_loss(self, model: PathChatSegR1, batch: EpisodeBatch, states: Tensor) -> Tensor:
         where = batch.weight[:, 1:] > 0
         logits = model.language_model.logits(states[:, :-1][where])
         return next_token_loss(logits, batch.ids[:, 1:][where], batch.weight[:, 1:][where])
 
-    def _mask_losses(self, model: PathChatSegR1, batch: EpisodeBatch, states: Tensor) -> dict[str, Tensor]:
+    def _mask_losses(
+        self, model: PathChatSegR1, batch: EpisodeBatch, states: Tensor, reminded: Reminded | None
+    ) -> dict[str, Tensor]:
         seg, rows = model.seg_states(states, batch.ids)
         if not len(seg):
             return {}
-        logits, iou = model.decode_masks(model.survey(batch.images), batch.image_of[rows], seg)
+        match = None if reminded is None else reminded.match[rows]
+        logits, iou = model.decode_masks(model.survey(batch.images), batch.image_of[rows], seg, match)
         return {"mask": mask_loss(logits, batch.masks), "iou": iou_head_loss(iou, logits, batch.masks)}
 
     def parameters(self, model: PathChatSegR1) -> list[nn.Parameter]:
         """Everything."""
         return list(model.parameters())
+
+
+def _match_loss(reminded: Reminded | None, sought: Tensor | None) -> dict[str, Tensor]:
+    """Teaches the matcher itself: its vote on each patch against the share of the patch that is looked for."""
+    if reminded is None:
+        return {}
+    vote = (reminded.match[:, 0].flatten(1).float() + 1) / 2  # [R, N] in [0, 1]
+    with torch.autocast(vote.device.type, enabled=False):
+        return {"match": F.binary_cross_entropy(vote.clamp(1e-4, 1 - 1e-4), sought)}

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.cli import run_dataset, run_evaluate, segmenter_by_name, summary_text
-from model.evaluation.evaluate import collect, decisive, evaluate, summarise
+from model.evaluation.evaluate import collect, decisive, evaluate
 from model.evaluation.manifest import ManifestError, read_manifest, read_mask, read_picture
+from model.evaluation.summary import summarise
 from model.evaluation.views import OVERLAP, cut, starts, stitch
 from model.segmenter import TileAnswer
 from tests.segmenters import HueSegmenter, hue_segmenter

@@ -10,8 +10,9 @@ from torch import nn
 
 from model.data.concepts import CONCEPTS
 from model.data.synthetic import synthetic_scenes
+from model.exemplar import outlined
 from model.training.augment import random_view, restain
-from model.training.episodes import EpisodeMaker, outlined
+from model.training.episodes import EpisodeMaker
 from model.training.lm import Lm
 from model.training.loop import Average, LoopConfig, learning_rate, train
 from model.training.losses import dense_class_loss, dice_loss, iou_head_loss, mask_loss, next_token_loss
