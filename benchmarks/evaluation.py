@@ -5,9 +5,10 @@ import time
 from benchmarks.record import Bench, Measurement
 from benchmarks.run import Unavailable
 from model.cli import segmenter_by_name
-from model.evaluation.evaluate import collect, evaluate, summarise
+from model.evaluation.evaluate import collect, evaluate
 from model.evaluation.manifest import read_manifest
 from model.evaluation.manifests import write_manifests
+from model.evaluation.summary import summarise
 
 SHOWN = ("dice_emitted", "dice_with_misses", "sensitivity", "specificity", "balanced_accuracy", "giou", "ciou")
 

@@ -51,6 +51,7 @@ class Bench:
         work: an empty folder for what it makes.
         model: name of the segmenter.
         quick: as little as shows that it works.
+        folder: where results go.
     """
 
     seed: int
@@ -58,6 +59,7 @@ class Bench:
     work: Path
     model: str
     quick: bool
+    folder: Path = RESULTS
 
 
 def timed(work: Callable[[], Any], repeats: int) -> tuple[float, ...]:
@@ -81,6 +83,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "cpus_usable": len(os.sched_getaffinity(0)),
+        "gpu": _gpu_model(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in names},
     }
@@ -91,6 +94,12 @@ def _cpu_model() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def _gpu_model() -> str | None:
+    """The first GPU's name; without torch loaded nobody used one."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 def _commit() -> str:

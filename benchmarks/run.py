@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.record import RESULTS, Bench, write_result
 
-NAMES = ("reading", "segmenter", "pipeline", "memory", "grid", "evaluation")
+NAMES = ("reading", "segmenter", "pipeline", "memory", "grid", "evaluation", "oneshot", "calibration", "decode")
 UNAVAILABLE = 3
 
 
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_here(name: str, options: argparse.Namespace) -> int:
     work = Path(tempfile.mkdtemp(prefix="slidereason-bench-"))
-    bench = Bench(options.seed, 1 if options.quick else options.repeats, work, options.model, options.quick)
+    repeats = 1 if options.quick else options.repeats
+    bench = Bench(options.seed, repeats, work, options.model, options.quick, options.out)
     try:
         measurements, data = importlib.import_module(f"benchmarks.{name}").measure(bench)
     except Exception as error:
