@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.builders import dtype_on
+from model.builders import dtype_on, fast_bf16
 from model.checkpoint import CARD, CheckpointError, load_checkpoint, revision_of
 from model.data.concepts import CONCEPTS
 from model.decode import Answer, SlotDecoder
@@ -26,8 +26,8 @@ from model.tokenizer import SEG
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MASK_CHUNK = 64
-SEE_CHUNK = 32
-"""Most pictures in one pass of the pathology encoder."""
+SEE_CHUNK = {"cpu": 8, "cuda": 32}
+"""Most pictures in one pass of the pathology encoder: on a CPU as many as its caches hold."""
 EVIDENCE = 2.0
 """Weight of the class logits beside the mask's; chosen among 0, 0.5, 1 and 2 by the grid benchmark."""
 EVIDENCE_FOR = {c.phrase: "gland" if "gland" in c.parents else c.key for c in CONCEPTS.values()}
@@ -85,7 +85,8 @@ class PathChatPredictor:
         self.card = card
         self.stopwatch = stopwatch or Stopwatch()
         self.decoder = SlotDecoder(model, slots, self.stopwatch)
-        self.bf16 = model.device.type == "cpu" and (_fast_bf16() if bf16 is None else bf16)
+        self.see_chunk = SEE_CHUNK[model.device.type]
+        self.bf16 = model.device.type == "cpu" and (fast_bf16() if bf16 is None else bf16)
 
     @torch.inference_mode()
     def predict(
@@ -148,7 +149,7 @@ class PathChatPredictor:
 
     def _see(self, images: Tensor) -> Seen:
         with self._encoding():
-            parts = [self.model.see(chunk) for chunk in images.split(SEE_CHUNK)]
+            parts = [self.model.see(chunk) for chunk in images.split(self.see_chunk)]
         return Seen(*(torch.cat([getattr(p, name) for p in parts]) for name in ("patches", "classes", "tokens")))
 
     def _remind(self, batch: TileBatch, seen: Seen, pictures: list[int]) -> tuple[Tensor, Shown, Tensor]:
@@ -163,7 +164,7 @@ class PathChatPredictor:
         match = tokens.new_zeros(len(of), 2, grid, grid)
         memory = tokens.new_zeros(len(keys), tokens.shape[-1])
         rows = [row for row, e in enumerate(of) if e is not None]
-        for part in (rows[i : i + SEE_CHUNK] for i in range(0, len(rows), SEE_CHUNK)):
+        for part in (rows[i : i + self.see_chunk] for i in range(0, len(rows), self.see_chunk)):
             which = [of[row] for row in part]
             asked = [pictures[row] for row in part]
             with self._encoding():
@@ -370,11 +371,3 @@ def choose_device(device: str | None = None) -> torch.device:
 def _scales(batch: TileBatch) -> list[float | None]:
     """µm/px of each tile, None where unknown."""
     return [float(mpp) if np.isfinite(mpp) else None for mpp in batch.mpp]
-
-
-def _fast_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; `SLIDEREASON_BF16` = 0 or 1 decides otherwise."""
-    told = os.environ.get("SLIDEREASON_BF16")
-    if told is not None:
-        return told == "1"
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

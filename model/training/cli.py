@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from model import attention
-from model.builders import build, tiny_config
+from model.builders import build, fast_bf16, tiny_config
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, weights_of
 from model.config import PathChatConfig
 from model.data.corpus import text_episodes
@@ -51,14 +51,29 @@ def run_stage(name: str, settings: dict, options: argparse.Namespace) -> None:
     prepare_for_cpu(model, compiled=not options.no_compile)
     chosen = dict(settings[name])
     batch_size = chosen.pop("batch_size")
+    freeze(model, chosen.pop("frozen", []))
     if options.steps is not None:
         chosen["steps"] = options.steps
-    loop = LoopConfig(seed=seed, workers=options.workers, **chosen)
+    loop = LoopConfig(**{"seed": seed, "workers": options.workers, "bf16": fast_bf16()} | chosen)
     stage = build_stage(name, model, settings, batch_size, options.data)
     average = train(stage, model, loop, options.out)
     model.load_state_dict(average.weights)
     revision = save_checkpoint(options.out / "checkpoint", model, dtype=torch.float32, card={"stage": name})
     print(f"{name}: {options.out / 'checkpoint'} revision {revision}")
+
+
+def freeze(model: PathChatSegR1, frozen: Sequence[str]) -> None:
+    """Leave the parts whose names begin so as they are.
+
+    Raises:
+        KeyError: the model has no such part; the message names it.
+    """
+    for begin in frozen:
+        parts = [weight for name, weight in model.named_parameters() if name.startswith(begin)]
+        if not parts:
+            raise KeyError(f"frozen: the model has no part {begin!r}")
+        for weight in parts:
+            weight.requires_grad_(False)
 
 
 def start_model(config: PathChatConfig, out: Path, init: list[Path], seed: int) -> PathChatSegR1:

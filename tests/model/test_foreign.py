@@ -3,7 +3,8 @@
 import cv2
 import numpy as np
 
-from model.data.foreign import FAMILIES, HELDOUT, add_matter, heldout_pairs, random_matter
+from model.data.foreign import FAMILIES, HELDOUT, MAX_SHARE, MIN_SHARE, add_matter, heldout_pairs, random_matter
+from model.data.unnamed import unnamed_part
 from model.exemplar import Exemplar
 
 
@@ -36,6 +37,18 @@ def test_heldout_families_never_train():
     rng = np.random.default_rng(2)
     assert not {random_matter(rng).family for _ in range(500)} & set(HELDOUT)
     assert {random_matter(rng, heldout=True).family for _ in range(60)} == set(HELDOUT)
+
+
+def test_an_unnamed_part_has_one_colour_and_a_size_that_can_be_shown():
+    image = np.full((64, 64, 3), (230, 200, 220), np.uint8)
+    image[10:40, 5:30] = (70, 40, 120)
+    parts = [unnamed_part(image, np.random.default_rng(seed)) for seed in range(12)]
+    assert any(part is not None for part in parts)
+    for part in filter(lambda part: part is not None, parts):
+        assert MIN_SHARE <= part.mean() <= MAX_SHARE
+        inside = part[14:36, 9:26]
+        assert inside.all() or not inside.any(), "one colour is one part"
+    assert unnamed_part(np.full((64, 64, 3), 200, np.uint8), np.random.default_rng(0)) is None
 
 
 def test_pairs_come_again_and_hold_what_they_say():

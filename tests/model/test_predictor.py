@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model.builders import fast_bf16
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from model.evaluation.views import cut
 from model.exemplar import Exemplar
@@ -176,6 +177,18 @@ def test_confidence_is_calibrated_and_the_raw_one_kept():
 def test_an_unknown_device_says_what_is_accepted():
     with pytest.raises(ValueError, match="accepted here are auto, cpu"):
         choose_device("abacus")
+
+
+@pytest.mark.parametrize(
+    ("told", "amx", "fast"), [(None, True, True), (None, False, False), ("1", False, True), ("0", True, False)]
+)
+def test_encoders_run_in_bfloat16_where_that_is_faster(monkeypatch, told, amx, fast):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.delenv("SLIDEREASON_BF16", raising=False)
+    if told is not None:
+        monkeypatch.setenv("SLIDEREASON_BF16", told)
+    assert fast_bf16() is fast
+    assert PathChatPredictor(small_model(), CARD).bf16 is fast
 
 
 def test_a_wrong_tile_size_names_the_right_one(predictor):

@@ -12,6 +12,7 @@ from model.data.concepts import CONCEPTS
 from model.data.synthetic import synthetic_scenes
 from model.exemplar import outlined
 from model.training.augment import random_view, restain
+from model.training.cli import freeze
 from model.training.episodes import EpisodeMaker
 from model.training.lm import Lm
 from model.training.loop import Average, LoopConfig, learning_rate, train
@@ -137,6 +138,28 @@ def test_exemplar_steps_carry_references(maker):
     loss, figures = Sft(maker, seed=0).loss(small_model().train(), batch, 0)
     assert math.isfinite(float(loss.detach()))
     assert figures["text"] > 0
+
+
+def test_parts_without_a_name_are_shown_and_sought(pool):
+    """Never beside a name: what is asked for is the one thing that is known of the picture."""
+    model = small_model()
+    maker = EpisodeMaker(
+        pool, model.tokenizer, tuple(CONCEPTS), 4, 2, 16, batch_size=6, exemplar_share=1.0, foreign_share=0.0,
+        unnamed_share=1.0,
+    )  # fmt: skip
+    found = [maker.make(np.random.default_rng(seed)) for seed in range(3)]
+    assert all(batch.present.all() for batch in found), "a part of a picture is always in it"
+    assert all((batch.outlines.mean((1, 2)) >= 0.008).all() for batch in found)
+    assert not any(batch.known.any() for batch in found)
+
+
+def test_what_is_frozen_is_named_by_how_it_begins():
+    model = small_model()
+    freeze(model, ["sam_encoder."])
+    assert not any(weight.requires_grad for weight in model.sam_encoder.parameters())
+    assert all(weight.requires_grad for weight in model.pathology_encoder.parameters())
+    with pytest.raises(KeyError, match="no part 'sam.encoder'"):
+        freeze(model, ["sam.encoder"])
 
 
 @pytest.mark.parametrize("name", ["lm", "pretrain", "sft"])
