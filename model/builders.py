@@ -80,7 +80,7 @@ def dtype_on(device: torch.device | str) -> torch.dtype:
 
 
 def fast_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32: with AMX; `SLIDEREASON_BF16` = 0 or 1 decides otherwise.
+    """Whether this CPU multiplies bfloat16 faster than float32: with AMX, unless `SLIDEREASON_BF16` (0 or 1) says else.
 
     AVX512-BF16 alone does not suffice: measured, oneDNN's products of 1576 × 256 × 768 then run at 83 GFLOP/s, against
     155 in float32.
