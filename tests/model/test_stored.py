@@ -223,6 +223,10 @@ def test_every_width_of_number_is_written_where_it_belongs(tmp_path: Path):
     found = load_file(tmp_path / "model.safetensors")
     assert found.keys() == weights.keys()
     assert all(found[k].dtype == v.dtype and torch.equal(found[k], v) for k, v in weights.items())
+    data = (tmp_path / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    starts = {name: header + place["data_offsets"][0] for name, place in json.loads(data[8:header]).items()}
+    assert [name for name, start in starts.items() if start % weights[name].itemsize] == []
 
 
 def test_a_checkpoint_that_does_not_load_names_its_keys(saved: Path):
