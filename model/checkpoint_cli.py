@@ -142,7 +142,7 @@ def _import_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vision", type=Path, metavar="PATH", help="ViT of timm, or DINOv2: file or folder")
     parser.add_argument("--sam", type=Path, metavar="FILE", help="SAM or MedSAM (.pth)")
     parser.add_argument(
-        "--fresh-decoder", action="store_true", help="do not take SAM's mask decoder; it starts untrained"
+        "--fresh-decoder", action="store_true", help="do not take the mask decoder of any source; it starts untrained"
     )
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter of PEFT, merged into the weights")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json where no other source has one")

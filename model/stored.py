@@ -116,6 +116,8 @@ def _unwrap(path: Path, loaded: Any) -> dict[str, Any]:
         if not inner:
             break
         loaded = inner[0]
+    if isinstance(loaded, dict):
+        loaded = {key: value for key, value in loaded.items() if isinstance(key, str)}
     if not isinstance(loaded, dict) or not any(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"{path}: no state dict inside; accepted is a dict of tensors, maybe under 'model'")
     return loaded
@@ -148,8 +150,8 @@ def open_folder(folder: Path, stem: str = "model") -> tuple[dict[str, Stored], t
 
 def _open_shards(folder: Path, index: str) -> tuple[dict[str, Stored], tuple[Path, ...]]:
     listed = read_json(folder / index).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise CheckpointError(f"{folder / index}: weight_map is missing")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
+        raise CheckpointError(f"{folder / index}: weight_map is missing; accepted is an object of keys and file names")
     if outside := sorted(name for name in set(listed.values()) if Path(name).name != name):
         raise CheckpointError(f"{folder / index}: weight_map leads outside its folder: {name_some(outside)}")
     files = tuple(folder / name for name in sorted(set(listed.values())))

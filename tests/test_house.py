@@ -12,7 +12,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("service", "worker", "model")
-COMMAND_FILES = ("service/serve.py", "worker/cli.py", "model/cli.py", "model/training/cli.py")
+COMMAND_FILES = (
+    "service/serve.py", "worker/cli.py", "model/cli.py", "model/checkpoint_cli.py", "model/training/cli.py",
+)  # fmt: skip
 MAX_WEIGHTS_BYTES = 25 * 2**20
 MAX_LINES = 400
 MAX_TEST_LINES = 500

@@ -8,12 +8,12 @@ import torch
 
 from model.checkpoint import EXACT, open_checkpoint, shapes, shapes_of, write_checkpoint
 from model.config import PathChatConfig
-from model.importers.dinov2 import is_dinov2, read_dinov2
+from model.importers.dinov2 import bare_dinov2, is_dinov2, read_dinov2
 from model.importers.fresh import fresh_tensor
-from model.importers.imported import Imported, Shapes, without_prefix
+from model.importers.imported import Imported, Shapes
 from model.importers.peft_lora import read_lora
 from model.importers.qwen import read_qwen, read_qwen_tokenizer
-from model.importers.sam import read_sam
+from model.importers.sam import DECODER, read_sam
 from model.importers.timm_vit import open_vit, read_timm_vit
 from model.shards import cast, sha256_of
 from model.stored import CheckpointError, Stored, compare, open_folder
@@ -31,7 +31,7 @@ class Sources:
         sam: file of SAM or MedSAM.
         adapter: folder of a PEFT adapter, merged last.
         tokenizer: `tokenizer.json`, ours or Qwen2.5-VL's, where neither `language` nor `checkpoint` brings one.
-        decoder: take SAM's mask decoder too; without, it starts anew.
+        decoder: take the mask decoder of `sam` or `checkpoint` too; without, it starts anew.
     """
 
     checkpoint: Path | None = None
@@ -102,7 +102,19 @@ def read_parts(config: PathChatConfig, own: Shapes, sources: Sources) -> dict[st
         "sam": lambda path: read_sam(path, config, own, sources.decoder),
     }
     given = {role: getattr(sources, role) for role in readers}
-    return {role: readers[role](path) for role, path in given.items() if path is not None}
+    parts = {role: readers[role](path) for role, path in given.items() if path is not None}
+    if "checkpoint" in parts:
+        later = {name for role, part in parts.items() if role != "checkpoint" for name in part.tensors}
+        if not sources.decoder:
+            later |= {name for name in own if name.startswith(DECODER)}
+        parts["checkpoint"] = _without(parts["checkpoint"], later)
+    return parts
+
+
+def _without(part: Imported, names: set[str]) -> Imported:
+    """What is left of a checkpoint of ours when other sources give some of its tensors, or nobody shall."""
+    left = {name: tensor for name, tensor in part.tensors.items() if name not in names}
+    return replace(part, tensors=left, used=tuple(sorted(left)), ignored=tuple(sorted(part.tensors.keys() - left)))
 
 
 def read_own(folder: Path, own: Shapes) -> Imported:
@@ -118,7 +130,7 @@ def read_own(folder: Path, own: Shapes) -> Imported:
 
 def read_vision(path: Path, config: PathChatConfig, own: Shapes) -> Imported:
     """Read a ViT in whichever of the two layouts it is."""
-    found = without_prefix(open_vit(path)[0], ("dinov2.", "dinov2_with_registers."))
+    found = bare_dinov2(open_vit(path)[0])
     return (read_dinov2 if is_dinov2(found) else read_timm_vit)(path, config, own)
 
 

@@ -6,13 +6,14 @@ The published one says `attention.attention.query` and `mlp.weights_in`; newer `
 Source: huggingface.co/facebook/dinov2-large; Oquab et al. 2024, DINOv2.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 from model.config import PathChatConfig
-from model.importers.imported import Imported, Piece, Shapes, assemble, check_numbers, without_prefix
+from model.importers.imported import Imported, Piece, Shapes, assemble, check_numbers
 from model.importers.timm_vit import VIT, open_vit
-from model.stored import CheckpointError, Tensors, read_json
+from model.stored import CheckpointError, Stored, Tensors, read_json
 
 PUBLISHED = {
     "attention.q_proj": ("attention.attention.query", 0, 1),
@@ -27,6 +28,7 @@ NUMBERS = {
     "hidden_size": "dim", "num_hidden_layers": "depth", "num_attention_heads": "heads", "patch_size": "patch_px",
     "use_swiglu_ffn": "swiglu", "num_register_tokens": "registers",
 }  # fmt: skip
+PREFIX = re.compile(r"^dinov2(_with_registers)?\.")
 UNUSED = ("embeddings.mask_token", "classifier.")
 
 
@@ -43,7 +45,7 @@ def read_dinov2(path: Path, config: PathChatConfig, own: Shapes) -> Imported:
     """
     where = f"vision {path.name}"
     found, files = open_vit(path)
-    found = without_prefix(found, ("dinov2.", "dinov2_with_registers."))
+    found = bare_dinov2(found)
     if not is_dinov2(found):
         raise CheckpointError(f"{where}: not a DINOv2; keys embeddings.…, encoder.layer.N.… are accepted")
     about = read_json(path / "config.json") if (path / "config.json").is_file() else {}
@@ -53,6 +55,11 @@ def read_dinov2(path: Path, config: PathChatConfig, own: Shapes) -> Imported:
     pieces = {name: _piece(name, published) for name in own if name.startswith(VIT)}
     tensors = assemble(where, {k: v for k, v in found.items() if k not in ignored}, pieces, own)
     return Imported("dinov2", files, tensors, tuple(sorted(found.keys() - ignored)), tuple(sorted(ignored)))
+
+
+def bare_dinov2(found: Tensors) -> dict[str, Stored]:
+    """Keys without the name of the backbone, which a model with a classifier puts before them."""
+    return {PREFIX.sub("", key): tensor for key, tensor in found.items()}
 
 
 def is_dinov2(found: Tensors) -> bool:

@@ -23,6 +23,8 @@ REFUSED = {
     "megatron_config": None, "alora_invocation_tokens": None,
 }  # fmt: skip
 """Options of PEFT that change what is added, and the values at which they do not."""
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""How a LoRA may have been initialised; others (PiSSA, OLoRA, LoftQ, CorDA …) changed the base weights as well."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,14 @@ def check_adapter_config(where: str, about: Mapping[str, Any]) -> None:
     for field, plain in REFUSED.items():
         if about.get(field, plain) not in (plain, None):
             raise CheckpointError(f"{where}: {field}={about[field]!r}; accepted is {plain!r}")
+    if (start := about.get("init_lora_weights", True)) not in PLAIN_STARTS:
+        raise CheckpointError(
+            f"{where}: init_lora_weights={start!r} changed the base weights; accepted are {list(PLAIN_STARTS)}, "
+            "or the adapter converted to plain LoRA by PEFT"
+        )
+    for field in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(about.get(field) or {}, dict):
+            raise CheckpointError(f"{where}: {field}={about[field]!r}; an object of pattern and number is accepted")
     if not isinstance(about.get("r"), int) or not isinstance(about.get("lora_alpha"), int | float):
         raise CheckpointError(f"{where}: adapter_config.json must tell r and lora_alpha")
 

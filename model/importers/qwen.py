@@ -79,7 +79,7 @@ def our_name(key: str) -> str:
 
 def guess_qwen(data: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `LanguageConfig` that their `config.json` tells, flat as published or under `text_config`."""
-    text = {**data, **data.get("text_config", {})}
+    text = {**data, **(data.get("text_config") or {})}
     told = {ours: text[theirs] for theirs, ours in NUMBERS.items() if theirs in text}
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if "mrope_section" in rope:

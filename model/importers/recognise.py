@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint import CARD, CONFIG, read_config, revision_of
-from model.importers.dinov2 import guess_dinov2, is_dinov2
+from model.importers.dinov2 import bare_dinov2, guess_dinov2, is_dinov2
 from model.importers.imported import without_prefix
 from model.importers.peft_lora import sort_keys
 from model.importers.qwen import guess_qwen
@@ -94,7 +94,7 @@ def recognise_keys(tensors: dict[str, Stored], about: dict[str, Any]) -> tuple[s
     )
     if is_timm_vit(backbone):
         return "timm-vit", {"vision": guess_timm_vit(backbone)}
-    if is_dinov2(hugging := without_prefix(bare, ("dinov2.", "dinov2_with_registers."))):
+    if is_dinov2(hugging := bare_dinov2(bare)):
         shape = hugging["embeddings.cls_token"].shape
         return "dinov2", {"vision": {"dim": shape[-1], **guess_dinov2(about)}}
     return "unknown", {}

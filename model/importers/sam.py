@@ -14,6 +14,8 @@ from model.config import PathChatConfig
 from model.importers.imported import Imported, Piece, Shapes, assemble, check_numbers, depth_of, without_prefix
 from model.stored import CheckpointError, Tensors, open_tensors
 
+DECODER = "mask_decoder.decoder."
+"""Where our names of SAM's mask decoder begin."""
 PARTS = {
     "image_encoder.patch_embed.proj.": "sam_encoder.vit.patch_embed.project.",
     "image_encoder.": "sam_encoder.vit.",
@@ -49,7 +51,7 @@ def read_sam(path: Path, config: PathChatConfig, own: Shapes, decoder: bool = Tr
     ignored = {key for key in found if key.startswith(UNUSED)}
     tensors = assemble(where, {k: v for k, v in found.items() if k not in ignored}, pieces, own)
     if not decoder:
-        left = {n for n in tensors if n.startswith("mask_decoder.decoder.")}
+        left = {n for n in tensors if n.startswith(DECODER)}
         ignored |= {pieces[name].key for name in left}
         tensors = {name: tensor for name, tensor in tensors.items() if name not in left}
     return Imported(

@@ -82,7 +82,8 @@ def open_vit(path: Path) -> tuple[dict[str, Stored], tuple[Path, ...]]:
 
 def is_timm_vit(found: Tensors) -> bool:
     """Whether keys are those of timm's VisionTransformer."""
-    return "patch_embed.proj.weight" in found and any(key.startswith("blocks.0.attn.") for key in found)
+    patches = found.get("patch_embed.proj.weight")
+    return patches is not None and len(patches.shape) == 4 and any(key.startswith("blocks.0.attn.") for key in found)
 
 
 def guess_timm_vit(found: Tensors) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def guess_timm_vit(found: Tensors) -> dict[str, Any]:
     told["swiglu"] = packed or "blocks.0.mlp.w12.weight" in found
     if first and not told["swiglu"]:
         told["mlp_ratio"] = first.shape[0] / dim
-    if "pos_embed" in found:
+    if len(found["pos_embed"].shape if "pos_embed" in found else ()) == 3:
         tokens = found["pos_embed"].shape[1]
         edges = [int((tokens - extra) ** 0.5) for extra in (0, 1, 1 + registers) if tokens >= extra]
         squares = [e for e, extra in zip(edges, (0, 1, 1 + registers), strict=False) if e * e == tokens - extra]
@@ -104,14 +105,14 @@ def guess_timm_vit(found: Tensors) -> dict[str, Any]:
 
 
 def _heads(about: dict[str, Any]) -> dict[str, Any]:
-    heads = about.get("model_args", {}).get("num_heads")
+    heads = (about.get("model_args") or {}).get("num_heads")
     return {} if heads is None else {"heads": heads}
 
 
 def normalisation(about: dict[str, Any]) -> dict[str, tuple[float, ...]]:
     """`mean` and `std` where timm's `config.json` tells them."""
-    told = about.get("pretrained_cfg", {})
-    return {name: tuple(told[name]) for name in ("mean", "std") if len(told.get(name, ())) == 3}
+    told = about.get("pretrained_cfg") or {}
+    return {name: tuple(told[name]) for name in ("mean", "std") if len(told.get(name) or ()) == 3}
 
 
 def one_dialect(found: Tensors, config: VisionConfig, pixels: int) -> dict[str, Stored]:
@@ -134,7 +135,7 @@ def _positions(found: Tensors, config: VisionConfig, patches: int) -> dict[str, 
     A position that timm adds to a register is part of that register here. Another number of positions is left as it
     is, and named as of another shape.
     """
-    if "pos_embed" not in found:
+    if "pos_embed" not in found or len(found["pos_embed"].shape) != 3:
         return {}
     positions, registers = found["pos_embed"], config.registers
     whole = (1, 1 + patches, config.dim)

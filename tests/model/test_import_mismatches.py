@@ -313,6 +313,8 @@ def test_keys_of_an_adapter_are_named(qwen: Path, adapter: Path, change: Change,
         ({"bias": "lora_only"}, "bias='lora_only'; accepted is 'none'"),
         ({"lora_bias": True}, "lora_bias=True; accepted is False"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices="),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changed the base weights; accepted are"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora' changed the base weights"),
     ],
 )
 def test_what_is_no_plain_addition_is_refused(tmp_path: Path, qwen: Path, lora: dict, message: str):
@@ -333,6 +335,12 @@ def test_an_adapter_of_another_kind_is_refused(tmp_path: Path, qwen: Path):
 def test_an_adapter_tells_its_rank_and_scale(qwen: Path, adapter: Path, field: str):
     rewrite_json(adapter / "adapter_config.json", **{field: None})
     assert refusal(language=qwen, adapter=adapter) == "adapter adapter: adapter_config.json must tell r and lora_alpha"
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_of_an_adapter_is_an_object(qwen: Path, adapter: Path, field: str):
+    rewrite_json(adapter / "adapter_config.json", **{field: [1]})
+    assert refusal(language=qwen, adapter=adapter).startswith(f"adapter adapter: {field}=[1]; an object")
 
 
 def test_an_adapter_needs_the_weights_that_it_belongs_to(tmp_path: Path, adapter: Path, tokenizer: Path):
@@ -380,3 +388,21 @@ def test_a_source_replaces_its_part_of_a_checkpoint(tmp_path: Path, sam_weights:
     assert len(replaced) > 50 and made.fresh == ()
     for name, tensor in made.tensors.items():
         assert torch.equal(tensor.read(), own[name]) == (name not in replaced), name
+    assert set(made.imported["checkpoint"].used) == own.keys() - replaced.keys()
+    assert set(made.imported["checkpoint"].ignored) == replaced.keys()
+
+
+def test_no_decoder_means_nobodys(tmp_path: Path):
+    save_checkpoint(tmp_path / "start", small_paper_model())
+    made = compose(None, Sources(checkpoint=tmp_path / "start", decoder=False))
+    assert made.fresh and all(name.startswith("mask_decoder.decoder.") for name in made.fresh)
+
+
+def test_a_vit_whose_shapes_are_no_vits_is_named(tmp_path: Path, tokenizer: Path, vit_weights: dict):
+    flat = broken(vit_weights, also("patch_embed.proj.weight", 32, 768))
+    torch.save(flat, tmp_path / "flat.bin")
+    told = refusal(replace(CONFIG, vision=VIT), vision=tmp_path / "flat.bin", tokenizer=tokenizer)
+    assert told.startswith("vision flat.bin: not a ViT of timm")
+    torch.save(broken(vit_weights, also("pos_embed", 32)), tmp_path / "positions.bin")
+    told = refusal(replace(CONFIG, vision=VIT), vision=tmp_path / "positions.bin", tokenizer=tokenizer)
+    assert "of another shape ['pos_embed [32] instead of [1, 17, 32]']" in told

@@ -17,6 +17,7 @@ from model.checkpoint import load_checkpoint, save_checkpoint, shapes_of
 from model.config import PathChatConfig, VisionConfig
 from model.importers.compose import Composed, Sources, compose, write_composed
 from model.importers.imported import Imported
+from model.importers.recognise import inspect_weights
 from model.tokenizer import SEG, PathTokenizer
 from model.vlm import qwen_config
 from tests.model import published
@@ -290,6 +291,17 @@ def test_timms_folder_tells_how_pixels_are_normalised(tmp_path: Path, tokenizer:
     config = compose(with_vit(PLAIN_VIT), Sources(vision=folder, tokenizer=tokenizer)).config
     assert (config.mean, config.std) == ((0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
     assert config.vision == PLAIN_VIT
+
+
+def test_a_dinov2_with_a_classifier_gives_its_backbone(tmp_path: Path, tokenizer: Path):
+    dinov2 = published.make_dinov2(PLAIN_VIT)
+    weights = {f"dinov2.{key}": value for key, value in dinov2.state_dict().items()}
+    torch.save(weights | {"classifier.weight": torch.ones(3, 64), "classifier.bias": torch.ones(3)}, tmp_path / "c.bin")
+    made = compose(with_vit(PLAIN_VIT), Sources(vision=tmp_path / "c.bin", tokenizer=tokenizer))
+    assert {"classifier.weight", "classifier.bias"} <= set(made.imported["vision"].ignored)
+    tensor = made.tensors["pathology_encoder.vit.layernorm.weight"].read()
+    assert torch.equal(tensor, dinov2.state_dict()["layernorm.weight"])
+    assert inspect_weights(tmp_path / "c.bin").form == "dinov2"
 
 
 @pytest.mark.parametrize("hub", [True, False], ids=["hub", "newer"])

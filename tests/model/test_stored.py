@@ -151,7 +151,10 @@ def test_index_and_shards_that_disagree_are_named(shards: Path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "is not JSON"), ("[1]", "found a list"), ("{}", "weight_map is missing"), ("\xff", "is not JSON")],
+    [
+        ("{", "is not JSON"), ("[1]", "found a list"), ("{}", "weight_map is missing"), ("\xff", "is not JSON"),
+        ('{"weight_map": {"a": 1}}', "an object of keys and file names"),
+    ],
 )
 def test_an_index_that_is_none_is_named(shards: Path, text: str, said: str):
     (shards / INDEX).write_bytes(text.encode("latin-1"))
