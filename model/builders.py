@@ -15,7 +15,9 @@ from model.data.concepts import CONCEPTS
 from model.pathchat import PathChatSegR1
 from model.tokenizer import PathTokenizer
 
-SILENT = ("adapter.up.weight", "matcher.outlet.weight", "mask_decoder.match.weight")
+SILENT = (
+    "adapter.up.weight", "matcher.outlet.weight", "mask_decoder.match.weight", "mask_decoder.match_evidence.weight",
+)  # fmt: skip
 """Outlets that start at zero: what they add, a fresh model does without."""
 
 

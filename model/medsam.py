@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.attention import attend
 from model.config import SamConfig
+from model.matcher import CHANNELS
 from model.segment_anything_modules import (
     Block,
     ImageEncoderViT,
@@ -209,8 +210,10 @@ class BatchedMaskDecoder(nn.Module):
         self.decoder.output_upscaling[1] = Norm2d(config.out_dim // 4)
         self.positions = DensePositions(config.out_dim // 2)
         self.no_mask = nn.Embedding(1, config.out_dim)
-        self.match = nn.Conv2d(2, config.out_dim, 1, bias=False)
+        self.match = nn.Conv2d(CHANNELS, config.out_dim, 1, bias=False)
+        self.match_evidence = nn.Conv2d(CHANNELS, 1, 1, bias=False)
         nn.init.zeros_(self.match.weight)
+        nn.init.zeros_(self.match_evidence.weight)
 
     def forward(
         self, features: list[Tensor], image_index: Tensor, prompts: Tensor, match: Tensor | None = None
@@ -221,7 +224,8 @@ class BatchedMaskDecoder(nn.Module):
             features: what `SamImageEncoder` gives for B images.
             image_index: (M,) int64, the image of each mask.
             prompts: (M, C) sparse prompt embeddings, one per `<SEG>`.
-            match: (M, 2, ·, ·) where each mask's tile looks like an exemplar, a dense prompt; None means nowhere.
+            match: (M, 4, ·, ·) where each mask's tile looks like an exemplar; a dense prompt, and, finer than any
+                prompt, evidence beside the logits. None means nowhere.
 
         Returns:
             mask logits (M, 4h, 4w) and predicted IoU (M,).
@@ -230,8 +234,8 @@ class BatchedMaskDecoder(nn.Module):
         source = features[0][image_index] + self.no_mask.weight.view(1, -1, 1, 1)  # [M, C, h, w]
         m, c, h, w = source.shape
         if match is not None:
-            match = nn.functional.interpolate(match.to(source.dtype), (h, w), mode="bilinear", align_corners=False)
-            source = source + self.match(match)
+            match = match.to(source.dtype)
+            source = source + self.match(nn.functional.adaptive_avg_pool2d(match, (h, w)))
         with torch.autocast(source.device.type, enabled=False):
             place = self.positions((h, w)).to(source.dtype)[None]  # the dense encoding stays fp32 until here
         output_tokens = torch.cat([d.iou_token.weight, d.mask_tokens.weight])  # [1 + masks, C]
@@ -240,6 +244,11 @@ class BatchedMaskDecoder(nn.Module):
         upscaled = self._upscale(source.transpose(1, 2).reshape(m, c, h, w), features, image_index)
         hyper = d.output_hypernetworks_mlps[0](states[:, 1])  # [M, C/8]
         logits = torch.einsum("mc,mchw->mhw", hyper, upscaled)
+        if match is not None:
+            evidence = nn.functional.interpolate(
+                self.match_evidence(match), logits.shape[-2:], mode="bilinear", align_corners=False
+            )
+            logits = logits + evidence[:, 0]
         return logits, d.iou_prediction_head(states[:, 0])[:, 0]
 
     def _upscale(self, x: Tensor, features: list[Tensor], image_index: Tensor) -> Tensor:

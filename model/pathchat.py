@@ -6,13 +6,14 @@ hidden state passes the Seg-Adapter and prompts MedSAM's decoder over MedSAM's o
 Source: Liu et al. 2026, PathChat-SegR1, ICLR, Fig. 1 and §3.1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
+from model.appearance import appearance
 from model.config import PathChatConfig
-from model.matcher import Matcher
+from model.matcher import FINER, Matcher
 from model.medsam import BatchedMaskDecoder, SamImageEncoder
 from model.pixels import for_sam, normalise, resize
 from model.seg_adapter import build_seg_adapter
@@ -29,11 +30,22 @@ class Seen:
         patches: (B, N, D) patch tokens.
         classes: (B, N, C) dense class logits; C is 0 without a dense class head.
         tokens: (B, n, H) image tokens.
+        looks: (B, c, MEASURES) how the cells of the tile look, see `model.appearance`.
     """
 
     patches: Tensor
     classes: Tensor
     tokens: Tensor
+    looks: Tensor
+
+    def rows(self, index: Tensor | list[int]) -> "Seen":
+        """Some of the tiles, in that order."""
+        return Seen(*(getattr(self, part.name)[index] for part in fields(self)))
+
+    @classmethod
+    def join(cls, parts: "list[Seen]") -> "Seen":
+        """Several batches as one."""
+        return cls(*(torch.cat([getattr(part, name.name) for part in parts]) for name in fields(cls)))
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class Reminded:
         tokens: (B, n, H) the tiles' image tokens, told where they match the exemplar.
         reference: (B, n, H) the exemplar's own image tokens, for `<ref>`.
         memory: (B, H) what lies under its outline, for `<MEM>`.
-        match: (B, 2, h, w) where the tiles match it, for the mask decoder.
+        match: (B, 4, h, w) where the tiles match it, for the mask decoder.
     """
 
     tokens: Tensor
@@ -83,14 +95,21 @@ class PathChatSegR1(nn.Module):
         """What the language model computes in."""
         return self.emission_head.weight.dtype
 
-    def see(self, images: Tensor) -> Seen:
-        """(B, T, T, 3) uint8 → what the language model sees of them."""
+    def see(self, images: Tensor, plain: Tensor | None = None) -> Seen:
+        """(B, T, T, 3) uint8 → what the language model sees of them.
+
+        `plain` are the same pictures without the outline that is drawn on exemplars, for how they look.
+        """
         pixels = normalise(resize(images, self.config.vision_px), self.config.mean, self.config.std)
+        bare = pixels
+        if plain is not None:
+            bare = normalise(resize(plain, self.config.vision_px), self.config.mean, self.config.std)
+        looks = appearance(bare, self.config.vision.patch_px // FINER)
         patches = self.pathology_encoder(pixels.to(self.dtype))
         if self.dense_head is None:
-            return Seen(patches, patches.new_zeros(*patches.shape[:2], 0), self.projector(patches))
+            return Seen(patches, patches.new_zeros(*patches.shape[:2], 0), self.projector(patches), looks)
         classes = self.dense_head(patches)
-        return Seen(patches, classes, self.projector(patches) + self._evidence(classes))
+        return Seen(patches, classes, self.projector(patches) + self._evidence(classes), looks)
 
     def _evidence(self, classes: Tensor) -> Tensor:
         """What the dense class head says of each place and of the whole tile, for the language model to read.
@@ -128,19 +147,18 @@ class PathChatSegR1(nn.Module):
 
         Args:
             seen: the tiles.
-            shown: B exemplars, their outline drawn on them.
+            shown: B exemplars, their outline drawn on them, but not on what their `looks` were measured on.
             outlines: (B, H, W) in [0, 1], the exemplars' outlines.
 
         Returns:
             What the language model and the mask decoder take instead of, and besides, what they take without one.
         """
-        match = self.matcher(seen.patches, shown.patches, self._on_patches(outlines))  # [B, N, 2]
-        b, grid = len(match), self.config.patch_grid
+        match = self.matcher((seen.looks, seen.patches), (shown.looks, shown.patches), outlines)  # [B, 4, h, w]
         return Reminded(
-            tokens=seen.tokens + self.matcher.told(match, grid),
+            tokens=seen.tokens + self.matcher.told(match, self.config.image_grid),
             reference=shown.tokens,
             memory=self.remember(shown.patches, outlines),
-            match=match.transpose(1, 2).reshape(b, 2, grid, grid),
+            match=match,
         )
 
     def _on_patches(self, mask: Tensor) -> Tensor:
@@ -185,6 +203,6 @@ class PathChatSegR1(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(M, H) `<SEG>` states → mask logits (M, mask_px, mask_px) and predicted IoU (M,).
 
-        `match` (M, 2, h, w) tells where each mask's tile looks like the exemplar; zeros where it was asked without one.
+        `match` (M, 4, h, w) tells where each mask's tile looks like the exemplar; zeros where it was asked without one.
         """
         return self.mask_decoder(features, image_index, self.seg_adapter(states), match)

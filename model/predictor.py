@@ -16,6 +16,7 @@ from model.builders import dtype_on, fast_bf16
 from model.checkpoint import CARD, CheckpointError, load_checkpoint, revision_of
 from model.data.concepts import CONCEPTS
 from model.decode import Answer, SlotDecoder
+from model.matcher import CHANNELS, FINER
 from model.pathchat import PathChatSegR1, Seen
 from model.questions import Questions, Shown
 from model.second_look import as_if_present, forced_states
@@ -52,7 +53,7 @@ class _Look:
         pictures: (B,) which of the U different pictures each row is about.
         images: (U, H, W, 3) uint8; classes: (U, N, C) dense class logits.
         questions: B rows' queries, scales, image tokens and exemplars, as `Questions.build` takes them.
-        match: (B, 2, h, w) where each row's tile looks like its exemplar; None where no row has one.
+        match: (B, 4, h, w) where each row's tile looks like its exemplar; None where no row has one.
     """
 
     pictures: list[int]
@@ -150,28 +151,30 @@ class PathChatPredictor:
     def _see(self, images: Tensor) -> Seen:
         with self._encoding():
             parts = [self.model.see(chunk) for chunk in images.split(self.see_chunk)]
-        return Seen(*(torch.cat([getattr(p, name) for p in parts]) for name in ("patches", "classes", "tokens")))
+        return Seen.join(parts)
 
     def _remind(self, batch: TileBatch, seen: Seen, pictures: list[int]) -> tuple[Tensor, Shown, Tensor]:
-        """Image tokens (B, n, H), exemplars and matches (B, 2, h, w); rows without an exemplar stay as they are."""
+        """Image tokens (B, n, H), exemplars and matches (B, 4, h, w); rows without an exemplar stay as they are."""
         keys = list(dict.fromkeys(e.key for e in batch.exemplars if e is not None))
         by_key = {e.key: e for e in batch.exemplars if e is not None}
         of = [None if e is None else keys.index(e.key) for e in batch.exemplars]
         device = self.model.device
-        shown = self._see(torch.from_numpy(np.stack([by_key[k].drawn() for k in keys])).to(device))
+        drawn, plain = (
+            torch.from_numpy(np.stack(pictures)).to(device)
+            for pictures in ([by_key[k].drawn() for k in keys], [by_key[k].image for k in keys])
+        )
+        with self._encoding():
+            shown = self.model.see(drawn, plain)
         outlines = torch.from_numpy(np.stack([by_key[k].mask for k in keys])).to(device).float()
-        tokens, grid = seen.tokens[pictures], self.model.config.patch_grid
-        match = tokens.new_zeros(len(of), 2, grid, grid)
+        tokens, grid = seen.tokens[pictures], FINER * self.model.config.patch_grid
+        match = tokens.new_zeros(len(of), CHANNELS, grid, grid)
         memory = tokens.new_zeros(len(keys), tokens.shape[-1])
         rows = [row for row, e in enumerate(of) if e is not None]
         for part in (rows[i : i + self.see_chunk] for i in range(0, len(rows), self.see_chunk)):
             which = [of[row] for row in part]
             asked = [pictures[row] for row in part]
             with self._encoding():
-                reminded = self.model.remind(
-                    Seen(seen.patches[asked], seen.classes[asked], seen.tokens[asked]),
-                    Seen(shown.patches[which], shown.classes[which], shown.tokens[which]), outlines[which],
-                )  # fmt: skip
+                reminded = self.model.remind(seen.rows(asked), shown.rows(which), outlines[which])
             tokens[part], match[part] = reminded.tokens.to(tokens.dtype), reminded.match.to(match.dtype)
             memory[which] = reminded.memory.to(memory.dtype)
         dtype = self.model.dtype

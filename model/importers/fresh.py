@@ -28,6 +28,8 @@ def fresh_tensor(name: str, shape: tuple[int, ...], config: PathChatConfig, seed
             return torch.full(shape, config.vision.layer_scale)
         if name.endswith("sharpness"):
             return torch.full(shape, math.log(10.0))
+        if name.endswith("nobody"):
+            return torch.full(shape, 0.5)
         if len(shape) < 2:
             return torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
         generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)

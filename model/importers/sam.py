@@ -24,7 +24,7 @@ PARTS = {
     "mask_decoder.": "mask_decoder.decoder.",
 }
 UNUSED = ("prompt_encoder.point_embeddings.", "prompt_encoder.not_a_point_embed.", "prompt_encoder.mask_downscaling.")
-OURS = ("_adapter.", "high_res.", "mask_decoder.match.")
+OURS = ("_adapter.", "high_res.", "mask_decoder.match.", "mask_decoder.match_evidence.")
 """Parts of our names that no file of SAM has."""
 
 

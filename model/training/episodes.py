@@ -11,6 +11,7 @@ from model.data.episodes import sample_episode, sample_exemplar_episode
 from model.data.foreign import CONCEPT, add_matter, random_matter
 from model.data.unnamed import unnamed_part
 from model.exemplar import MIN_SHARE, outlined
+from model.matcher import FINER
 from model.prompt import build_sequence
 from model.tokenizer import PathTokenizer
 from model.training.augment import blank_out, restain
@@ -27,18 +28,20 @@ class EpisodeBatch:
     """B pictures, R questions about them, M masks that the answers ask for.
 
     Attributes:
-        images: (B, S, S, 3) uint8; references: the same for exemplars, or None; outlines: (B, S, S) float32.
+        images: (B, S, S, 3) uint8; references: the same for exemplars, or None; plain: exemplars before their outline
+            was drawn on them; outlines: (B, S, S) float32.
         image_of: (R,) picture of each question.
         ids: (R, L); positions: (3, R, L); weight: (R, L) loss weight of predicting the token at that place.
         prompt_end: (R,) place of `<think>`, whose state decides the emission head.
         present: (R,) 1 when the answer carries a `<SEG>`.
         masks: (M, P, P) float32 targets at the decoder's size, in order of row and place.
         dense, known: dense class targets, see `dense_targets`.
-        sought: (R, N) share of each patch that an exemplar's like covers; None without exemplars.
+        sought: (R, n) share of each cell of appearance that an exemplar's like covers; None without exemplars.
     """
 
     images: Tensor
     references: Tensor | None
+    plain: Tensor | None
     outlines: Tensor | None
     image_of: Tensor
     ids: Tensor
@@ -175,6 +178,7 @@ class EpisodeMaker:
         return EpisodeBatch(
             images=torch.from_numpy(pictures),
             references=_stack([outlined(*reference) for reference in references]) if references else None,
+            plain=_stack([image for image, _ in references]) if references else None,
             outlines=_stack([m.astype(np.float32) for _, m in references]) if references else None,
             image_of=torch.tensor([b for b, _ in asked]),
             ids=torch.from_numpy(ids),
@@ -190,7 +194,7 @@ class EpisodeMaker:
 
     def _sought(self, view: View, targets: tuple[str, ...]) -> np.ndarray:
         mask = np.logical_or.reduce([np.zeros(view.image.shape[:2], bool), *(view.masks[key] for key in targets)])
-        size = (self.patch_grid, self.patch_grid)
+        size = (FINER * self.patch_grid, FINER * self.patch_grid)
         return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA).ravel()
 
     def _mask(self, view: View, key: str) -> np.ndarray:

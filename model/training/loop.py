@@ -8,8 +8,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ class LoopConfig:
         workers: processes that make batches.
         seed: of everything.
         bf16: autocast to bfloat16.
+        faster: beginnings of names → how many times faster these parts learn, as what starts from nothing must.
     """
 
     steps: int
@@ -44,6 +45,7 @@ class LoopConfig:
     workers: int = 1
     seed: int = 0
     bf16: bool = True
+    faster: Mapping[str, float] = field(default_factory=dict)
 
 
 class Stage(Protocol):
@@ -81,12 +83,18 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 
 
 def _optimiser(stage: Stage, model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    wanted = [p for p in stage.parameters(model) if p.requires_grad]
-    groups = [
-        {"params": [p for p in wanted if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in wanted if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+    """AdamW over what a stage trains, in groups by pace, and by whether they are matrices, which alone decay."""
+    wanted = {id(p) for p in stage.parameters(model) if p.requires_grad}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in wanted:
+            pace = next((times for begin, times in config.faster.items() if name.startswith(begin)), 1.0)
+            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((pace, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": parts, "pace": pace, "weight_decay": decay} for (pace, decay), parts in groups.items()],
+        lr=config.lr, betas=(0.9, 0.98), fused=True,
+    )  # fmt: skip
 
 
 class Average:
@@ -138,7 +146,7 @@ def train(
         torch.manual_seed(config.seed * 1_000_003 + step)
         rate = learning_rate(step, config)
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["pace"]
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
             loss, figures = stage.loss(model, batch, step)
         loss.backward()

@@ -67,8 +67,8 @@ class Sft:
     def _remind(self, model: PathChatSegR1, batch: EpisodeBatch, seen: Seen) -> Reminded | None:
         if batch.references is None:
             return None
-        asked = Seen(*(part[batch.image_of] for part in (seen.patches, seen.classes, seen.tokens)))
-        return model.remind(asked, model.see(batch.references), batch.outlines)
+        shown = model.see(batch.references, batch.plain)
+        return model.remind(seen.rows(batch.image_of), shown, batch.outlines)
 
     def _embeds(self, model: PathChatSegR1, batch: EpisodeBatch, seen: Seen, reminded: Reminded | None) -> Tensor:
         if reminded is None:
@@ -96,9 +96,9 @@ class Sft:
 
 
 def _match_loss(reminded: Reminded | None, sought: Tensor | None) -> dict[str, Tensor]:
-    """Teaches the matcher itself: its vote on each patch against the share of the patch that is looked for."""
+    """Teaches the matcher itself: both votes on each cell against the share of the cell that is looked for."""
     if reminded is None:
         return {}
-    vote = (reminded.match[:, 0].flatten(1).float() + 1) / 2  # [R, N] in [0, 1]
+    vote = (reminded.match[:, ::2].flatten(2).float() + 1) / 2  # [R, 2, n] in [0, 1]
     with torch.autocast(vote.device.type, enabled=False):
-        return {"match": F.binary_cross_entropy(vote.clamp(1e-4, 1 - 1e-4), sought)}
+        return {"match": F.binary_cross_entropy(vote.clamp(1e-4, 1 - 1e-4), sought[:, None].expand_as(vote))}

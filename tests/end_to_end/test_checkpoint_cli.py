@@ -83,8 +83,8 @@ def test_the_command_imports_inspects_and_verifies(sources: Path, tmp_path: Path
     assert lines["vision"] == "timm-vit, 34 keys used, 0 ignored"
     assert lines["sam"].startswith("sam, ") and "15 ignored (prompt_encoder 15)" in lines["sam"]
     assert lines["adapter"] == "peft-lora, 8 keys used, 0 ignored"
-    assert lines["fresh"].endswith("tensors (projector 6, sam_encoder 24, seg_adapter 4, mask_decoder 1, memory 2, "
-                                   "matcher 5, emission_head 2)")  # fmt: skip
+    assert lines["fresh"].endswith("tensors (projector 6, sam_encoder 24, seg_adapter 4, mask_decoder 2, memory 2, "
+                                   "matcher 12, emission_head 2)")  # fmt: skip
     revision = lines["checkpoint"].rpartition(" ")[2]
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["licence"] == "CC-BY-4.0" and list(card["provenance"]) == ["language", "vision", "sam", "adapter"]

@@ -6,7 +6,9 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from model import attention
+from model.appearance import MEASURES, appearance
 from model.builders import build, tiny_config
+from model.matcher import Comparison
 from model.medsam import Adapter
 from model.prompt import build_sequence
 from model.stem import build_stem
@@ -164,12 +166,44 @@ def test_a_fresh_exemplar_changes_no_mask_and_no_image_token(model):
 
 
 def test_a_tile_matches_itself_where_the_outline_is(model):
-    """Every patch resembles itself most, so the vote is the outline."""
+    """Every place resembles itself most, so both votes are the outline."""
     seen = model.see(tiles(1))
+    comparisons = (model.matcher.looks, model.matcher.tokens)
     with torch.no_grad():
-        model.matcher.sharpness.fill_(5.0)
+        for comparison in comparisons:
+            comparison.sharpness.fill_(5.0)
         match = model.remind(seen, seen, half_mask()).match[0]
-        model.matcher.sharpness.fill_(2.3)
-    half = model.config.patch_grid // 2
-    assert match[0, :, :half].mean() > match[0, :, half:].mean()
-    torch.testing.assert_close(match[1, :, :half], torch.ones_like(match[1, :, :half]), atol=1e-4, rtol=0)
+        for comparison in comparisons:
+            comparison.sharpness.fill_(2.3)
+    half = model.config.patch_grid  # in cells of appearance, two a patch
+    for vote, closest in (match[:2], match[2:]):
+        assert vote[:, :half].mean() > vote[:, half:].mean()
+        torch.testing.assert_close(closest[:, :half], torch.ones_like(closest[:, :half]), atol=1e-4, rtol=0)
+
+
+def test_what_resembles_nothing_shown_is_voted_down():
+    """Without a voter outside, the least unlike of the exemplar's places would decide."""
+    comparison = Comparison(torch.nn.Identity())
+    with torch.no_grad():
+        comparison.sharpness.fill_(5.0)
+    shown, stranger = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[-1.0, 0.1]]])
+    (known,), (unknown,) = (comparison(ours, shown, torch.ones(1, 1))[0] for ours in (shown, stranger))
+    assert known[0] > 0.99 and unknown[0] < -0.99
+
+
+def test_appearance_is_what_is_measured_in_each_cell():
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    cell = pixels[0, :, 8:16, 16:24]
+    measures = appearance(pixels, 8)
+    assert measures.shape == (1, 16, MEASURES)
+    torch.testing.assert_close(measures[0, 4 + 2, :3], cell.mean((1, 2)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(measures[0, 4 + 2, 3:6], cell.std((1, 2), unbiased=False), atol=1e-4, rtol=1e-3)
+    plain = appearance(torch.zeros(1, 3, 32, 32), 8)
+    assert measures[..., 6:9].mean() > 10 * plain[..., 6:9].mean()
+    torch.testing.assert_close(measures[0, :, 9:].mean(0), torch.zeros(9), atol=1e-5, rtol=0)
+
+
+def test_how_an_exemplar_looks_is_told_without_its_outline(model):
+    drawn, plain = tiles(1, seed=1), tiles(1, seed=2)
+    assert torch.equal(model.see(drawn, plain).looks, model.see(plain).looks)
+    assert torch.equal(model.see(drawn, plain).tokens, model.see(drawn).tokens)

@@ -228,6 +228,16 @@ def test_metrics_are_written_and_evaluation_sees_the_average(tmp_path):
     assert seen[-1][1] != pytest.approx(float(model.weight.detach()), abs=1e-9)
 
 
+def test_parts_may_learn_faster(tmp_path):
+    """A step of Adam is the rate, whatever the gradient, so that paces can be read off the weights."""
+    model = _line_model()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    config = LoopConfig(steps=1, warmup_steps=1, decay_steps=1, weight_decay=0, workers=0, faster={"weight": 5})
+    train(Line(), model, config, tmp_path)
+    moved = {name: float((weight.detach() - before[name]).abs().max()) for name, weight in model.named_parameters()}
+    assert moved["weight"] == pytest.approx(5 * moved["bias"], rel=1e-3)
+
+
 def test_average_follows():
     model = _line_model()
     average = Average(model, 0.5)

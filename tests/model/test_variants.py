@@ -78,7 +78,8 @@ def test_the_papers_models_have_the_published_sizes(name, language_m):
     assert size["language_model"] == round(language_m * 1e6)
     assert size["pathology_encoder"] == 303_301_632 + 24 * 2 * 1024  # LayerScale
     assert size["sam_encoder"] == 89_670_912 + adapters
-    assert size["mask_decoder"] - size_of(model.mask_decoder.match) - 256 == 4_058_340
+    ours = size_of(model.mask_decoder.match) + size_of(model.mask_decoder.match_evidence)
+    assert size["mask_decoder"] - ours - 256 == 4_058_340
 
 
 def size_of(module):
@@ -255,7 +256,7 @@ def test_every_part_lives_on_its_own_grid(paper):
     mask = torch.zeros(2, 128, 128)
     mask[:, :64] = 1
     reminded = paper.remind(seen, paper.see(tiles(2, 128, seed=1)), mask)
-    assert reminded.match.shape == (2, 2, 4, 4)
+    assert reminded.match.shape == (2, 4, 8, 8)
     logits, iou = paper.decode_masks(features, torch.tensor([0, 1, 1]), torch.randn(3, 64), reminded.match[[0, 1, 1]])
     assert logits.shape == (3, config.mask_px, config.mask_px) == (3, 24, 24) and iou.shape == (3,)
 
@@ -415,7 +416,7 @@ def test_gradients_reach_every_part_that_is_used():
     model = small_paper_model().train()
     s = build_sequence(model.tokenizer, "tumour", 1.0, 2, answer=ANSWER, exemplar=True, style="qwen")
     ids, positions = torch.from_numpy(s.ids)[None], torch.from_numpy(s.positions)[:, None]
-    for outlet in (model.matcher.outlet, model.mask_decoder.match):
+    for outlet in (model.matcher.outlet, model.mask_decoder.match, model.mask_decoder.match_evidence):
         torch.nn.init.normal_(outlet.weight)
     images, outline = tiles(1, 128), torch.ones(1, 128, 128)
     outline[:, 64:] = 0
