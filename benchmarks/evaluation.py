@@ -1,13 +1,17 @@
-"""How good a segmenter is on the manifests of real data (see docs/evaluation.md), with intervals and controls."""
+"""How good a segmenter is on the manifests of real data (see docs/evaluation.md), with intervals and controls.
+
+Questions by exemplar are `oneshot`'s.
+"""
 
 import time
 
+from benchmarks import oneshot
 from benchmarks.record import Bench, Measurement
 from benchmarks.run import Unavailable
 from model.cli import segmenter_by_name
 from model.evaluation.evaluate import collect, evaluate
 from model.evaluation.manifest import read_manifest
-from model.evaluation.manifests import write_manifests
+from model.evaluation.manifests import NAMES, write_manifests
 from model.evaluation.summary import summarise
 
 SHOWN = ("dice_emitted", "dice_with_misses", "sensitivity", "specificity", "balanced_accuracy", "giou", "ciou")
@@ -17,7 +21,7 @@ def measure(bench: Bench) -> tuple[list[Measurement], str]:
     """The figures of every manifest; intervals and controls are in the notes."""
     try:
         segmenter = segmenter_by_name(bench.model)
-        manifests = write_manifests(bench.work, seed=bench.seed)
+        manifests = write_manifests(bench.work, seed=bench.seed, only=set(NAMES) - set(oneshot.NAMES))
     except (ImportError, FileNotFoundError, ValueError) as error:
         raise Unavailable(str(error)) from error
     measurements = []
