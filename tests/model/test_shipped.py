@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.data.foreign import heldout_pairs
 from model.data.synthetic import synthetic_scenes
+from model.exemplar import Exemplar
 from model.predictor import CHECKPOINTS, load_segmenter
 from model.segmenter import TileBatch
 
@@ -66,3 +68,26 @@ def test_every_chain_follows_the_grammar(shipped, scenes):
     for answer in ask(shipped, scenes[:12], "Are there lymphocytes?"):
         assert answer.text.startswith("<think>") and answer.text.count("</think>") == 1
         assert answer.emitted == ("<SEG>" in answer.text)
+
+
+def test_what_nobody_taught_is_found_by_example(shipped):
+    """Matter of families that never trained: with the outline, without it, and with everything else outlined."""
+    pairs = list(heldout_pairs(36, seed=2027))
+    n, here = len(pairs), [i for i, pair in enumerate(pairs) if pair.mask is not None]
+    images = np.stack([pair.image for pair in pairs])
+
+    def dice_by(outline) -> float:
+        shown = [outline(pair) for pair in pairs] if outline else ()
+        asked = ["Find the same as in the example."] * n
+        batch = TileBatch(images, np.full(n, 1.0, np.float32), asked, np.zeros(n, bool), exemplars=shown)
+        answers = shipped.predict(batch)
+        return np.mean([dice(answers[i].masks.max(0) > 0.5, pairs[i].mask) if answers[i].emitted else 0 for i in here])
+
+    with_outline = dice_by(lambda pair: Exemplar(pair.reference, pair.reference_mask))
+    assert with_outline > dice_by(None) + 0.15
+    assert with_outline > dice_by(lambda pair: Exemplar(pair.reference, ~pair.reference_mask)) + 0.15
+    assert with_outline > np.mean([dice(np.ones_like(pairs[i].mask), pairs[i].mask) for i in here])
+
+
+def dice(found: np.ndarray, truth: np.ndarray) -> float:
+    return 2 * np.count_nonzero(found & truth) / (np.count_nonzero(found) + np.count_nonzero(truth))
