@@ -16,7 +16,7 @@ NAMES = ("ebhi", "tumour", "oneshot-foreign", "oneshot-taught")
 
 
 def measure(bench: Bench) -> tuple[list[Measurement], str]:
-    """Slope and offset from `val`; ECE and Brier score before and after on `test`, of all masks and by manifest."""
+    """Slope and offset from `val`; ECE and Brier score before and after on `test`, by way of asking and by manifest."""
     try:
         segmenter = segmenter_by_name(bench.model)
         sides = {
@@ -28,20 +28,28 @@ def measure(bench: Bench) -> tuple[list[Measurement], str]:
     masks = {
         side: {path.stem: _masks(path, segmenter, bench.quick) for path in paths} for side, paths in sides.items()
     }
-    val, test = (sum(masks[side].values(), []) for side in ("val", "test"))
-    if min(len(val), len(test)) < MIN_MASKS:
-        raise Unavailable(f"{len(val)} masks of val and {len(test)} of test; {MIN_MASKS} of each are due")
-    found = calibrate(val, test, seed=bench.seed)
-    measurements = [
-        Measurement("slope", "", (found["slope"],), {"val": found["val"]}),
-        Measurement("offset", "", (found["offset"],)),
-        *_figures("all", found["test"]),
-    ]
-    for name, part in masks["test"].items():
-        if len(part) >= MIN_MASKS:
-            measurements += _figures(name, calibrate(val, part, seed=bench.seed)["test"])
+    measurements = []
+    for way, by_exemplar in (("by words", False), ("by exemplar", True)):
+        asked = {side: _asked(masks[side], by_exemplar) for side in masks}
+        val, test = (sum(asked[side].values(), []) for side in ("val", "test"))
+        if min(len(val), len(test)) < MIN_MASKS:
+            raise Unavailable(f"{way}: {len(val)} masks of val, {len(test)} of test; {MIN_MASKS} of each are due")
+        found = calibrate(val, test, seed=bench.seed)
+        measurements += [
+            Measurement(f"{way}: slope", "", (found["slope"],), {"val": found["val"]}),
+            Measurement(f"{way}: offset", "", (found["offset"],)),
+            *_figures(way, found["test"]),
+        ]
+        for name, part in asked["test"].items():
+            if len(part) >= MIN_MASKS:
+                measurements += _figures(name, calibrate(val, part, seed=bench.seed)["test"])
     names = ", ".join(masks["test"])
     return measurements, f"manifests {names}, seed {bench.seed}; model {segmenter.card.name}, {segmenter.card.revision}"
+
+
+def _asked(masks: dict[str, list[MaskRecord]], by_exemplar: bool) -> dict[str, list[MaskRecord]]:
+    """The manifests that ask by an exemplar, or those that do not: a checkpoint has a calibration for each."""
+    return {name: part for name, part in masks.items() if name.startswith("oneshot") == by_exemplar}
 
 
 def _masks(path: Path, segmenter: Segmenter, quick: bool) -> list[MaskRecord]:

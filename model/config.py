@@ -123,7 +123,8 @@ class PathChatConfig:
         max_answer_tokens: decoding stops there.
         prompt: `plain`, or `qwen` for the turns that Qwen2.5-VL was trained on.
         calibration: slope and offset that turn log-odds of a mask's raw confidence into calibrated ones; None where
-            nobody has measured them.
+            nobody has measured them, or found that none are needed.
+        calibration_by_exemplar: the same for masks that were asked for by an exemplar.
 
     Raises:
         ValueError: a word or a size that no part takes; the message names its field and what is accepted.
@@ -141,6 +142,7 @@ class PathChatConfig:
     max_answer_tokens: int = 112
     prompt: str = "plain"
     calibration: tuple[float, float] | None = None
+    calibration_by_exemplar: tuple[float, float] | None = None
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     sam: SamConfig = field(default_factory=SamConfig)

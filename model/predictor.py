@@ -123,7 +123,8 @@ class PathChatPredictor:
         forced = self._forced(batch, look, texts, decoded)
         wanted = _emitted(texts, decoded) + forced
         masks, ious = self._masks(look, surveyor, wanted)
-        return self._answers(texts, decoded, wanted, masks, ious, {w.row for w in forced})
+        shown = {row for row, exemplar in enumerate(batch.exemplars) if exemplar is not None}
+        return self._answers(texts, decoded, wanted, masks, ious, {w.row for w in forced}, shown)
 
     def _check(self, batch: TileBatch) -> None:
         due = (self.card.tile_size_px, self.card.tile_size_px, 3)
@@ -247,10 +248,11 @@ class PathChatPredictor:
 
     def _answers(
         self, texts: list[str], decoded: list[Answer], wanted: list[_Wanted], masks: np.ndarray, ious: np.ndarray,
-        forced: set[int],
+        forced: set[int], shown: set[int],
     ) -> list[TileAnswer]:  # fmt: skip
-        answers = []
+        answers, config = [], self.model.config
         for row, text in enumerate(texts):
+            calibration = config.calibration_by_exemplar if row in shown else config.calibration
             own = [m for m, w in enumerate(wanted) if w.row == row]
             raw = np.array([ious[m] * wanted[m].token_probability for m in own], np.float32)
             answers.append(
@@ -258,7 +260,7 @@ class PathChatPredictor:
                     text=text,
                     masks=masks[own],
                     phrases=tuple(wanted[m].phrase for m in own),
-                    confidence=calibrated(raw, self.model.config.calibration),
+                    confidence=calibrated(raw, calibration),
                     raw_confidence=raw,
                     p_seg=decoded[row].p_seg,
                     forced=row in forced,

@@ -1,5 +1,7 @@
 """The shipped segmenter's promises, on a small untrained model, and checkpoints on disk."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -172,6 +174,16 @@ def test_confidence_is_calibrated_and_the_raw_one_kept():
     (answer,) = predictor.predict(batch_of(1), script=scripts(model, [1]))
     raw = np.clip(answer.raw_confidence, 1e-6, 1 - 1e-6)
     np.testing.assert_allclose(answer.confidence, 1 / (1 + np.exp(0.5 - 2 * np.log(raw / (1 - raw)))), rtol=1e-5)
+
+
+def test_masks_asked_for_by_exemplar_have_a_calibration_of_their_own():
+    """Without a slope only the offset is left of a confidence."""
+    model = small_model(calibration=(0.0, 0.5), calibration_by_exemplar=(0.0, -0.5))
+    predictor = PathChatPredictor(model, CARD, bf16=False)
+    batch = replace(batch_of(2), exemplars=[exemplar(7), None])
+    shown, asked = predictor.predict(batch, script=scripts(model, [1, 1]))
+    assert shown.confidence == pytest.approx([1 / (1 + np.exp(0.5))])
+    assert asked.confidence == pytest.approx([1 / (1 + np.exp(-0.5))])
 
 
 def test_an_unknown_device_says_what_is_accepted():
