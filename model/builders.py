@@ -7,6 +7,7 @@ that are assigned to it: no size is ever held twice.
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -82,13 +83,22 @@ def dtype_on(device: torch.device | str) -> torch.dtype:
 
 
 def fast_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32: with AMX, unless `SLIDEREASON_BF16` (0 or 1) says else.
+    """Whether this CPU multiplies bfloat16 faster than float32, unless `SLIDEREASON_BF16` (0 or 1) says else.
 
-    AVX512-BF16 alone does not suffice: measured, oneDNN's products of 1576 × 256 × 768 then run at 83 GFLOP/s, against
-    155 in float32.
+    With AMX, or by AVX512-BF16 on AMD. Measured on oneDNN's products of 1576 × 256 × 768, bfloat16 against float32 in
+    GFLOP/s on one core: AMD EPYC with AVX512-BF16 216 against 100; Intel Xeon with AVX512-BF16 alone 83 against 155.
     """
     told = os.environ.get("SLIDEREASON_BF16")
-    return bool(torch.cpu._is_amx_tile_supported()) if told is None else told == "1"
+    if told is not None:
+        return told == "1"
+    return bool(torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and _made_by_amd()))
+
+
+def _made_by_amd() -> bool:
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def build(

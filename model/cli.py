@@ -1,20 +1,18 @@
-"""Commands of the model's room: `slidereason evaluate`, `calibrate`, `train`, `dataset`; torch waits until one runs."""
+"""Commands of the model's room: `slidereason evaluate`, `calibrate`, `train`; torch waits until one runs."""
 
 import argparse
 import importlib
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 from model.segmenter import Segmenter
 
 BAD_INPUT = 2
-_OPTIONS = ("batch", "mpp", "one_shot_control", "bootstrap", "seed")
+_OPTIONS = ("batch", "mpp", "one_shot_control", "boundary_tolerance", "bootstrap", "seed")
 """Of `evaluate`; those that may change its results."""
 
 
@@ -47,51 +45,88 @@ def run_evaluate(argv: Sequence[str]) -> int:
     Returns:
         0, or 2 when the manifest, the model or an option is not accepted (said on stderr).
     """
+    if "--ablations" in argv:
+        from model.training.ablations import main
+
+        return main(argv)
     options = _evaluate_parser().parse_args(argv)
-    from model.evaluation import evaluate as evaluation
-    from model.evaluation.manifest import read_manifest
-    from model.evaluation.summary import summarise
+    from model.evaluation.evaluate import content_hash
+    from model.evaluation.paired import comparison_text
 
     try:
-        rows = read_manifest(options.manifest)
+        paired = {} if options.against is None else {"against": _read_against(options)}
         _limit_threads(options.threads)
-        segmenter = segmenter_by_name(options.model)
-        if options.masks is not None:
-            options.masks.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
-        answers = evaluation.evaluate(rows, segmenter, options.batch, options.mpp, options.one_shot_control)
-        samples = evaluation.collect(answers, options.masks, _progress(len(rows)))
-        duration_s = time.monotonic() - started
+        results = _answers(options.model, options, options.masks)
+        if paired:
+            paired = _paired(results, paired["against"] or _answers(options.against, options, None), options)
     except (ValueError, OSError) as error:
         print(f"slidereason evaluate: {error}", file=sys.stderr)
         return BAD_INPUT
-    summary = summarise(samples, options.bootstrap, options.seed)
-    _write_json(
-        options.out,
-        {
-            "command": ["slidereason", "evaluate", *argv],
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "duration_s": round(duration_s, 1),
-            "manifest": evaluation.content_hash(options.manifest),
-            "model": asdict(segmenter.card),
-            "options": {key: getattr(options, key) for key in _OPTIONS},
-            "summary": summary,
-            "samples": [sample.to_json() for sample in samples],
-        },
-    )
-    print(summary_text(summary))
+    head = {
+        "command": ["slidereason", "evaluate", *argv],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "manifest": content_hash(options.manifest),
+        "options": {key: getattr(options, key) for key in _OPTIONS},
+    }
+    _write_json(options.out, {**head, **results, **paired})
+    print(summary_text(results["summary"]))
+    if paired:
+        print(comparison_text(paired["paired"]))
     print(f"results: {options.out}")
     return 0
 
 
+def _answers(name: str, options: argparse.Namespace, masks: Path | None) -> dict:
+    """One model's answers to the manifest: `duration_s`, `model`, `summary` and `samples` of the results."""
+    from model.evaluation.boundary import Tolerance
+    from model.evaluation.evaluate import evaluate
+    from model.evaluation.manifest import read_manifest
+    from model.evaluation.results import gather
+
+    rows = read_manifest(options.manifest)
+    tolerance = Tolerance.parse(options.boundary_tolerance)
+    segmenter = segmenter_by_name(name)
+    if masks is not None:
+        masks.mkdir(parents=True, exist_ok=True)
+    answers = evaluate(rows, segmenter, options.batch, options.mpp, options.one_shot_control, tolerance)
+    return gather(answers, segmenter.card, masks, _progress(len(rows)), options.bootstrap, options.seed)
+
+
+def _read_against(options: argparse.Namespace) -> dict | None:
+    """What `--against` names where it is results on disk; None where it is a model."""
+    if not options.against.endswith(".json"):
+        return None
+    from model.evaluation.results import read_results
+
+    return read_results(Path(options.against))
+
+
+def _paired(ours: dict, theirs: dict, options: argparse.Namespace) -> dict:
+    """The other answers, and what the two differ by."""
+    from model.evaluation.paired import compare
+
+    told = {key: theirs[key] for key in ("duration_s", "model", "summary", "samples") if key in theirs}
+    compared = compare(ours["samples"], theirs["samples"], options.bootstrap, options.seed)
+    return {"against": told, "paired": compared}
+
+
 def _evaluate_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="slidereason evaluate", description="Measure a model on the pictures and questions of a manifest."
-    )
+        prog="slidereason evaluate", description="Measure a model on the pictures and questions of a manifest.",
+        epilog="`slidereason evaluate --ablations` trains and measures a small model without each of its components "
+        "instead; see `slidereason evaluate --ablations --help`.",
+    )  # fmt: skip
     parser.add_argument("manifest", type=Path, help="one JSON object a line: id, image, mask|null, query, mpp|null")
     parser.add_argument("--out", type=Path, required=True, help="results as JSON: samples and summary")
     parser.add_argument("--model", default="tiny", help="name, checkpoint folder or module:factory (default: tiny)")
+    parser.add_argument(
+        "--against", help="another model, or the .json results of one: paired differences, --model less this"
+    )
     parser.add_argument("--batch", type=int, default=8, help="tiles the model takes at once (default: 8)")
+    parser.add_argument(
+        "--boundary-tolerance", default="0.008",
+        help="of the boundary F-score: a share of the picture's diagonal, or pixels, as 3px (default: 0.008)",
+    )  # fmt: skip
     parser.add_argument("--mpp", type=float, help="µm/px to look at where a row's is known (default: the model's own)")
     parser.add_argument("--bootstrap", type=int, default=2000, help="resamples of the intervals (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
@@ -110,11 +145,12 @@ def summary_text(summary: dict) -> str:
         f"{summary['n']} questions, {summary['n_targets']} with a target, {summary['n_absent']} without, "
         f"{summary['n_groups']} groups"
     ]
+    controls = summary["controls"].items()
     for name in summary["intervals_95"]:
         if summary[name] is not None:
-            known = {key: values[name] for key, values in summary["controls"].items() if values[name] is not None}
-            controls = "  ".join(f"{key} {value:.3f}" for key, value in known.items())
-            lines.append(f"{name:20s} {_spread(summary, name):22s}  {controls}")
+            known = {key: figures[name] for key, figures in controls if figures.get(name) is not None}
+            worth = "  ".join(f"{key} {value:.3f}" for key, value in known.items())
+            lines.append(f"{name:24s} {_spread(summary, name):22s}  {worth}".rstrip())
     if "calibration" in summary:
         stated = summary["calibration"]
         lines.append(f"confidence of {stated['n_masks']} masks, {stated['n_right']} right")
@@ -223,32 +259,6 @@ def run_train(argv: Sequence[str]) -> int:
     from model.training.cli import main
 
     return main(list(argv))
-
-
-def run_dataset(argv: Sequence[str]) -> int:
-    """`slidereason dataset manifest --out DIR`: evaluation manifests from the folders of real data.
-
-    Returns:
-        0, or 2 when the data is not there or an option is not accepted (said on stderr).
-    """
-    parser = argparse.ArgumentParser(prog="slidereason dataset", description="Work on data sets.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    manifest = commands.add_parser("manifest", help="write evaluation manifests, with the pictures they name")
-    manifest.add_argument("--out", type=Path, required=True, help="folder to write to, e.g. runs/manifests")
-    manifest.add_argument("--data", type=Path, help="folder of the data sets (default: SLIDEREASON_DATASETS)")
-    manifest.add_argument("--split", default="test", choices=("val", "test"), help="whose patients (default: test)")
-    manifest.add_argument("--seed", type=int, default=0, help="seed of the questions (default: 0)")
-    options = parser.parse_args(argv)
-    from model.evaluation.manifests import write_manifests
-
-    try:
-        written = write_manifests(options.out, options.data, options.split, options.seed)
-    except (ValueError, OSError) as error:
-        print(f"slidereason dataset: {error}", file=sys.stderr)
-        return BAD_INPUT
-    for path, rows in written.items():
-        print(f"{path}: {rows} questions")
-    return 0
 
 
 def _limit_threads(threads: int | None) -> None:

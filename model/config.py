@@ -117,7 +117,7 @@ class PathChatConfig:
         default_mpp: µm/px it works best at.
         mean, std: fixed normalisation of RGB in [0, 1]; part of the checkpoint, never a constant of the code.
         seg_state: `self` uses the hidden state at `<SEG>`, `predict` the one that predicts it.
-        adapter: `mlp` or `bottleneck`.
+        adapter: `mlp`, `bottleneck`, or `linear`, which the ablations compare with.
         dense_classes: concept keys of the dense class head on the patch tokens, in order; without any, no head.
         targets: names of everything taught, for `GET /v1/models`.
         max_answer_tokens: decoding stops there.

@@ -87,7 +87,7 @@ class _Step:
 
 
 class SlotDecoder:
-    """Greedy decoding of questions about many tiles.
+    """Decodes questions about many tiles.
 
     Args:
         model: in evaluation mode; its language model attends by `grouped` from now on.
@@ -113,6 +113,7 @@ class SlotDecoder:
         cancelled: Callable[[], bool] | None = None,
         script: Tensor | None = None,
         *,
+        temperature: float = 0.0,
         on_answer: Callable[[int, Answer], None] | None = None,
         **more: object,
     ) -> list[Answer]:
@@ -125,6 +126,7 @@ class SlotDecoder:
             cancelled: polled at each step.
             script: (N, L) tokens that are chosen instead of the likeliest, each row ended by `<eos>`; the model works
                 as always. For benchmarks and teacher forcing.
+            temperature: 0 takes the likeliest token; above, tokens are drawn by torch's own generator.
             on_answer: told of each answer as soon as it is complete; its `log_probs` and `p_seg` come at the end.
             more: `pictures`, `tile_first`, `shown`: see `Questions`.
 
@@ -139,6 +141,7 @@ class SlotDecoder:
         answers: list[Answer | None] = [None] * len(questions)
         while waiting := [i for i, answer in enumerate(answers) if answer is None]:
             lanes = self._make_lanes(len(waiting), questions.longest)
+            lanes.temperature = temperature
             run = _Run(self.model, lanes, self._graphs, questions, script, self.stopwatch)
             try:
                 run.go(waiting, answers, cancelled or (lambda: False), on_answer or (lambda *_: None))
@@ -157,7 +160,7 @@ class SlotDecoder:
         waiting = _round_up(waiting, PACES[self.model.device.type].rows)
         most, lanes = self.slots or self._most, self._lanes
         if lanes is not None and longest <= lanes.length and min(waiting, most) <= lanes.slots <= most:
-            lanes.done.fill_(True)
+            lanes.leave()
             return lanes
         self._drop()
         self._most = self.slots or fit_slots(self.model, longest)

@@ -37,9 +37,15 @@ class Lanes:
         self.states = torch.zeros(slots, room, config.language.dim, device=device, dtype=dtype)
         self.log_probs = torch.zeros(slots, room, device=device)
         self.p_seg = torch.zeros(slots, device=device)
+        self.temperature = 0.0
         self._unsaid = torch.tensor(model.tokenizer.unsaid, device=device)
         self._index = torch.arange(slots, device=device)
         self._places = torch.arange(length + room, device=device)
+
+    def leave(self) -> None:
+        """Let no row be anybody's; a row that is stepped nevertheless may look up question 0, which is always there."""
+        self.done.fill_(True)
+        self.question.zero_()
 
     def take(self, start: int, questions: Tensor, places: Tensor, positions: Tensor, states: Tensor) -> slice:
         """Let rows from `start` on be new questions.
@@ -86,10 +92,15 @@ class Lanes:
         return self.choose(now, states, script)
 
     def choose(self, rows: slice, states: Tensor, script: Tensor | None) -> Tensor:
-        """Greedy choice of the next token of some rows from their (R, H) states; returns (R,) tokens."""
+        """Choose the next token of some rows from their (R, H) states: the likeliest, or at a temperature above 0 one
+        drawn by its probability (the largest after adding Gumbel noise); returns (R,) tokens.
+        """
         model = self.model
         logits = model.language_model.logits(states).float().index_fill(1, self._unsaid, float("-inf"))
         chosen = logits.argmax(-1)
+        if self.temperature > 0:
+            noise = -torch.empty_like(logits).exponential_().log()
+            chosen = (logits / self.temperature + noise).argmax(-1)
         if script is not None:
             chosen = script[self.question[rows], self.said[rows].clamp(max=script.shape[1] - 1)]
         points = ~self.done[rows] & (chosen == model.tokenizer.seg)

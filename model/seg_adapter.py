@@ -39,9 +39,9 @@ def build_seg_adapter(kind: str, language_dim: int, prompt_dim: int) -> nn.Modul
     """The Seg-Adapter by name.
 
     Raises:
-        ValueError: `kind` is neither `mlp` nor `bottleneck`.
+        ValueError: `kind` is neither `mlp`, `bottleneck` nor `linear`.
     """
-    kinds = {"mlp": MlpAdapter, "bottleneck": BottleneckAdapter}
+    kinds = {"mlp": MlpAdapter, "bottleneck": BottleneckAdapter, "linear": nn.Linear}  # the last for comparison
     if kind not in kinds:
         raise ValueError(f"adapter={kind!r}: accepted are {sorted(kinds)}")
     return kinds[kind](language_dim, prompt_dim)

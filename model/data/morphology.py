@@ -56,7 +56,7 @@ def solidity(mask: np.ndarray) -> float:
 
 def _nucleus_diameter_px(nuclei: np.ndarray) -> float:
     """Twice the median radius at the ridges of the distance transform; 0 without nuclei."""
-    if not nuclei.any():
+    if not nuclei.any() or nuclei.all():
         return 0.0
     distance = cv2.distanceTransform(nuclei.astype(np.uint8), cv2.DIST_L2, 3)
     peaks = (distance == cv2.dilate(distance, np.ones((5, 5), np.uint8))) & (distance > 1.0)

@@ -55,3 +55,30 @@ def intervals(
         low_high = np.quantile(values, (tail, 1 - tail)) if len(values) else None
         result[name] = None if low_high is None else (float(low_high[0]), float(low_high[1]))
     return result
+
+
+def differences(
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    groups: Sequence[Hashable],
+    figures: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[dict[str, float], dict[str, tuple[float, float] | None]]:
+    """Paired differences of figures, ours − theirs, and their 95 % intervals: both sides of a group are drawn together.
+
+    Args:
+        ours, theirs: (N, F) terms of the same N rows.
+        groups, figures, resamples, seed: as in `intervals`.
+
+    Returns:
+        Name → difference, NaN where either side is undefined; name → (low, high) or None.
+    """
+    terms = np.hstack([ours, theirs])
+
+    def change(sums: np.ndarray) -> dict[str, np.ndarray]:
+        one, other = (figures(half) for half in np.split(sums, 2, axis=-1))
+        return {name: one[name] - other[name] for name in one}
+
+    values = {name: float(value) for name, value in change(terms.sum(axis=0)).items()}
+    return values, intervals(terms, groups, change, resamples=resamples, seed=seed)

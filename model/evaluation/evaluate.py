@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from model.evaluation import metrics
+from model.evaluation import boundary, figures, metrics
+from model.evaluation.boundary import Tolerance, boundary_f1
 from model.evaluation.calibration import MaskRecord
+from model.evaluation.chain_metrics import require_bleu
 from model.evaluation.manifest import ManifestError, ManifestExemplar, ManifestRow, read_mask, read_picture
+from model.evaluation.said import Said, hear
 from model.evaluation.views import Views, cut, cut_exemplar, cut_mask, resample, stitch
 from model.exemplar import MIN_SHARE, Exemplar
 from model.segmenter import Segmenter, SegmenterCard, TileAnswer, TileBatch
@@ -63,6 +66,8 @@ class Sample:
         mask: (H, W) bool, or None when silent.
         masks: every mask the model emitted, with its confidence.
         one_shot_control: the same row asked otherwise, see `Asked.controls`; empty unless wanted.
+        boundary_f1: of the mask with the truth, in pixels of the picture; None unless both are there.
+        said: what the words of that answer are worth, against the masks of its own tile.
     """
 
     row: ManifestRow
@@ -75,6 +80,12 @@ class Sample:
     mask: np.ndarray | None
     masks: tuple[MaskRecord, ...] = ()
     one_shot_control: dict[str, metrics.Score] = field(default_factory=dict)
+    boundary_f1: float | None = None
+    said: Said = field(default_factory=Said)
+
+    def terms(self) -> dict[str, float]:
+        """What the row adds to the sums that the figures are made of."""
+        return figures.row_terms(self.score, self.forced_score, self.boundary_f1, self.said)
 
     def to_json(self) -> dict[str, Any]:
         """The row's entry in the results; dice and iou are null where the target is absent."""
@@ -90,6 +101,10 @@ class Sample:
             "p_seg": round(self.p_seg, 6),
             "tiles": self.n_tiles,
             **_score_json(self.score),
+            "dice_forced": self.forced_score.dice if self.score.target else None,
+            "boundary_f1": (self.boundary_f1 or 0.0) if self.score.target else None,
+            **self.said.to_json(),
+            "terms": self.terms(),
             "masks": [mask.to_json() for mask in self.masks],
             **({"exemplar": True} if self.row.exemplar else {}),
             **({"one_shot_control": control} if control else {}),
@@ -107,7 +122,7 @@ def _score_json(score: metrics.Score) -> dict[str, Any]:
 
 def evaluate(
     rows: Sequence[ManifestRow], segmenter: Segmenter, batch: int = 8, mpp: float | None = None,
-    one_shot_control: bool = False,
+    one_shot_control: bool = False, tolerance: Tolerance = boundary.DEFAULT,
 ) -> Iterator[Sample]:  # fmt: skip
     """Answer every row, in order; pictures are held for about one batch at a time.
 
@@ -117,14 +132,17 @@ def evaluate(
         batch: tiles that travel through the model together.
         mpp: µm/px to look at where a row's is known; None means the model's own.
         one_shot_control: also ask every row with an exemplar zero-shot, and with the outline inverted.
+        tolerance: of the boundary F-score.
 
     Raises:
-        ValueError: batch < 1 or mpp <= 0.
+        ValueError: batch < 1 or mpp <= 0, or a row has a reference chain and sacrebleu is not installed.
         ManifestError: a picture cannot be decoded, or an exemplar shows too little at the scale of the tiles; every
             exemplar is tried before anything is asked.
     """
+    if any(row.chain is not None for row in rows):
+        require_bleu()
     for held in _batches(rows, segmenter.card, batch, mpp):
-        yield from _answer(held, segmenter, batch, one_shot_control)
+        yield from _answer(held, segmenter, batch, one_shot_control, tolerance)
 
 
 def masks_of(rows: Sequence[ManifestRow], segmenter: Segmenter, batch: int = 8) -> Iterator[list[MaskRecord]]:
@@ -174,7 +192,9 @@ def _exemplar(row_id: str, told: ManifestExemplar, views: Views) -> Exemplar:
         raise ManifestError(f"row {row_id!r}, field exemplar: {error}") from None
 
 
-def _answer(held: Sequence[Asked], segmenter: Segmenter, batch: int, one_shot_control: bool) -> Iterator[Sample]:
+def _answer(
+    held: Sequence[Asked], segmenter: Segmenter, batch: int, one_shot_control: bool, tolerance: Tolerance
+) -> Iterator[Sample]:
     """Answer the held pictures; the silent ones are asked once more with a mask forced."""
     free = predict(held, segmenter, batch, forced=False)
     silent = [index for index, answers in enumerate(free) if not any(answer.emitted for answer in answers)]
@@ -186,10 +206,14 @@ def _answer(held: Sequence[Asked], segmenter: Segmenter, batch: int, one_shot_co
         mask = None if index in forced else join(views, answers)
         score = metrics.score_mask(mask, truth, math.prod(views.image_hw))
         insisted = _score(views, forced[index], truth) if index in forced else score
+        told = decisive(answers)
+        pointed = np.asarray(told.masks, np.float32) >= THRESHOLD if told.emitted else None
         yield Sample(
-            row=asked.row, text=decisive(answers).text, n_seg=sum(len(answer.masks) for answer in answers),
+            row=asked.row, text=told.text, n_seg=sum(len(answer.masks) for answer in answers),
             p_seg=max(answer.p_seg for answer in answers), n_tiles=len(answers), score=score, forced_score=insisted,
             mask=mask, masks=mask_records(asked, answers, truth), one_shot_control=controls[index],
+            boundary_f1=None if mask is None or not score.target else boundary_f1(mask, truth, tolerance),
+            said=hear(told.text, pointed, asked.row.chain),
         )  # fmt: skip
 
 

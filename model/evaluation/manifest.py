@@ -5,8 +5,8 @@
 `id`, `image`, `mask` (null: the target is absent) and `query` are required; `mpp` (µm/px) may be null or left out;
 `group` (the patient, for the bootstrap) and `kind` (figures are also given by kind) may be added, and
 `"exemplar": {"image": …, "mask": …, "mpp": …}`, a reference to look for the like of, with `zero_shot_query`, the
-question to ask instead where the reference is taken away. Other fields are ignored. Relative paths are relative to the
-manifest.
+question to ask instead where the reference is taken away, and `chain`, the answer that is due, to compare words with.
+Other fields are ignored. Relative paths are relative to the manifest.
 """
 
 import json
@@ -21,7 +21,7 @@ from PIL import Image
 MIN_PX = 64
 MAX_PROBLEMS = 20
 _REQUIRED = {"id": str, "image": str, "query": str, "mask": (str, type(None))}
-_OPTIONAL = {"zero_shot_query": (str, type(None))}
+_OPTIONAL = {"zero_shot_query": (str, type(None)), "chain": (str, type(None))}
 
 
 class ManifestError(ValueError):
@@ -55,6 +55,7 @@ class ManifestRow:
         kind: free word; figures are also given for each kind.
         exemplar: what to look for the like of, None when the question speaks for itself.
         zero_shot_query: what to ask where the exemplar is taken away, None when nothing else than `query`.
+        chain: the reference answer, None when there is none to compare words with.
     """
 
     id: str
@@ -66,6 +67,7 @@ class ManifestRow:
     kind: str | None
     exemplar: ManifestExemplar | None = None
     zero_shot_query: str | None = None
+    chain: str | None = None
 
 
 def read_manifest(path: str | Path) -> list[ManifestRow]:
@@ -110,9 +112,9 @@ def _row(data: Any, folder: Path) -> ManifestRow:
         if name in _REQUIRED and name not in data:
             raise ManifestError(f"field {name} is missing" + ("; null says the target is absent" * (name == "mask")))
         if not isinstance(data.get(name), types):
-            wanted = {"mask": "a path or null", "zero_shot_query": "a text or null"}.get(name, "a text")
+            wanted = {"mask": "a path or null"}.get(name, "a text or null" if name in _OPTIONAL else "a text")
             raise ManifestError(f"field {name}: {wanted} is accepted, not {data[name]!r}")
-    for name in ("id", "query", "zero_shot_query"):
+    for name in ("id", "query", *_OPTIONAL):
         if data.get(name) is not None and not data[name].strip():
             raise ManifestError(f"field {name} is empty")
     mpp = _mpp(data.get("mpp"), "mpp")
@@ -122,6 +124,7 @@ def _row(data: Any, folder: Path) -> ManifestRow:
         id=data["id"], image=image, mask=mask, query=data["query"], mpp=mpp,
         group=data["id"] if group is None else str(group), kind=None if kind is None else str(kind),
         exemplar=_exemplar(data.get("exemplar"), folder, mpp), zero_shot_query=data.get("zero_shot_query"),
+        chain=data.get("chain"),
     )  # fmt: skip
 
 

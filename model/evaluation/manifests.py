@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from model.data.concepts import DIAGNOSES
@@ -17,11 +18,13 @@ from model.data.readers import data_folder, read_bcss, read_camelyon, read_ebhi,
 from model.data.scene import Scene
 from model.data.splits import SEED, split_of_scene
 from model.evaluation.oneshot import ask_foreign, ask_like, ask_nuclei, nuclei_crops
-from model.evaluation.question import Question, ask, ask_unknown, mask_of
+from model.evaluation.question import Question, ask, ask_unknown, mask_of, reference_chain
 
 NAMES = ("ebhi", "unknown", "tumour", "glas", "oneshot-taught", "oneshot-nuclei", "oneshot-foreign")
 GLAS_PER_PATIENT = 2
 """One-shot questions about a patient of GlaS: its pictures take six tiles each."""
+_CHAINS = 5
+"""Seed of the reference chains' templates, apart from the questions' own."""
 
 
 def write_manifest(path: Path, questions: Iterable[Question]) -> int:
@@ -47,6 +50,7 @@ def write_manifest(path: Path, questions: Iterable[Question]) -> int:
             "mask": None if question.mask is None else file_of(scene, question.concept),
             "query": question.query, "mpp": scene.mpp, "group": f"{scene.source}/{scene.patient}",
             "kind": question.kind, "concept": question.concept,
+            "chain": reference_chain(question, np.random.default_rng([_CHAINS, number])),
         }  # fmt: skip
         if shown is not None:
             exemplar = {"image": file_of(shown), "mask": file_of(shown, question.concept), "mpp": shown.mpp}

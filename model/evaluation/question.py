@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.data.chains import (
+    EXEMPLAR_PHRASE,
+    MIN_SHARE,
+    answer_absent,
+    answer_present,
+    answer_unknown,
+    largest,
+)
 from model.data.concepts import askable
+from model.data.morphology import measure
 from model.data.queries import sample_query, sample_unknown_query
 from model.data.scene import Scene
 
@@ -47,6 +56,27 @@ def mask_of(scene: Scene, concept: str) -> np.ndarray | None:
     return (scene.masks | askable(scene)[0]).get(concept)
 
 
+def reference_chain(question: Question, rng: np.random.Generator) -> str:
+    """The answer that is due, of the whole picture, as training would have it (`model/data/chains.py`).
+
+    Args:
+        question: what is asked.
+        rng: chooses between templates.
+    """
+    scene, concept = question.scene, question.concept
+    if concept is None:
+        return answer_unknown(question.query, rng)
+    phrase = None if question.exemplar is None else EXEMPLAR_PHRASE
+    mask = question.mask
+    if mask is not None and mask.any():
+        facts = {concept: measure(scene.image, mask, scene.mpp)}
+        return answer_present({concept: mask}, concept, facts, rng, phrase)
+    seen = {key: there for key, there in askable(scene)[0].items() if there.mean() >= MIN_SHARE}
+    other = largest(seen, excluding=concept)
+    facts = {} if other is None else {other: measure(scene.image, seen[other], scene.mpp)}
+    return answer_absent(concept, seen, facts, rng, phrase)
+
+
 def ask(
     scenes: Sequence[Scene], concepts: Sequence[str], seed: int, absent_share: float = ABSENT_SHARE,
     per_picture: int = PER_PICTURE,
@@ -79,6 +109,31 @@ def ask(
         query, _ = sample_query(concept, rng, split="heldout", implied=implied)
         presence = "present" if concept in present else "absent"
         questions.append(Question(scene, concept, query, f"{presence}-{'implied' if implied else 'named'}"))
+    return questions
+
+
+def ask_each(scenes: Sequence[Scene], concepts: Sequence[str], seed: int) -> list[Question]:
+    """Every scene asked for each of its concepts and for as many absent ones, named and implied: no lots.
+
+    Args:
+        scenes: what to ask about.
+        concepts: keys that may be asked for; of the absent ones, `seed` chooses.
+        seed: of absent concepts and wordings, which are held out of training.
+
+    Returns:
+        The questions of one scene stand together, so that its picture is encoded once.
+    """
+    rng = np.random.default_rng([seed, 6])
+    questions = []
+    for scene in scenes:
+        present, absent = askable(scene)
+        here, gone = ([key for key in concepts if key in keys] for keys in (present, absent))
+        few = rng.permutation(len(gone))[: max(1, len(here))]
+        for presence, keys in (("present", here), ("absent", [gone[index] for index in few])):
+            for key in keys:
+                for implied in (False, True):
+                    query, how = sample_query(key, rng, split="heldout", implied=implied)
+                    questions.append(Question(scene, key, query, f"{presence}-{how}"))
     return questions
 
 

@@ -1,19 +1,21 @@
 """What the samples of an evaluation add up to: figures, intervals, controls, the worth of exemplar and confidence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from model.evaluation import bootstrap, calibration, metrics
+from model.evaluation import figures as every
 from model.evaluation.evaluate import INVERTED, OWN_QUERY, SAME_QUERY, Sample
 
 
 def summarise(samples: Sequence[Sample], resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Counts, figures with 95 % bootstrap intervals over groups, the same by kind, and the controls.
 
-    Figures that are undefined (no row with, or without, a target) are None. `calibration` is there when masks were
-    emitted with a confidence, `one_shot` when rows with an exemplar were asked otherwise too.
+    The controls are about masks, so they have the figures of `metrics` alone. Figures that are undefined (no row with,
+    or without, a target) are None. `calibration` is there when masks were emitted with a confidence, `one_shot` when
+    rows with an exemplar were asked otherwise too.
 
     Raises:
         ValueError: no samples.
@@ -25,14 +27,15 @@ def summarise(samples: Sequence[Sample], resamples: int = 2000, seed: int = 0) -
         "always_emitting": [sample.forced_score for sample in samples],
     }
     kinds = sorted({sample.row.kind for sample in samples if sample.row.kind is not None})
+    terms = every.table([sample.terms() for sample in samples])
     return {
         **metrics.counts(scores),
         "n_groups": len(set(groups)),
-        **_figures(scores, groups, resamples, seed),
+        **spread(terms, groups, every.figures, resamples, seed),
         "controls": {name: _figures(control, groups, resamples, seed) for name, control in controls.items()},
         "by_kind": {
-            kind: metrics.counts(part := [sample.score for sample in samples if sample.row.kind == kind])
-            | _values(metrics.terms(part))
+            kind: metrics.counts([sample.score for sample in samples if sample.row.kind == kind])
+            | known(every.figures(terms[[sample.row.kind == kind for sample in samples]].sum(axis=0)))
             for kind in kinds
         },
         **_calibration(samples, resamples, seed),
@@ -70,40 +73,39 @@ def compare(samples: Sequence[Sample], name: str, resamples: int = 2000, seed: i
     """
     ours, theirs = [sample.score for sample in samples], [sample.one_shot_control[name] for sample in samples]
     groups = [sample.row.group for sample in samples]
-    terms = np.hstack([metrics.terms(ours), metrics.terms(theirs)])
-
-    def differences(sums: np.ndarray) -> Mapping[str, np.ndarray]:
-        one, zero = (metrics.figures(half) for half in np.split(sums, 2, axis=-1))
-        return {figure: one[figure] - zero[figure] for figure in one}
-
+    values, intervals = bootstrap.differences(
+        metrics.terms(ours), metrics.terms(theirs), groups, metrics.figures, resamples, seed
+    )
     return {
         "n": len(samples),
         "n_groups": len(set(groups)),
         "with_exemplar": _figures(ours, groups, resamples, seed),
         "control": _figures(theirs, groups, resamples, seed),
-        "difference": {
-            **_known(differences(terms.sum(axis=0))),
-            "intervals_95": bootstrap.intervals(terms, groups, differences, resamples=resamples, seed=seed),
-        },
+        "difference": {**known(values), "intervals_95": intervals},
     }
 
 
-def _values(terms: np.ndarray) -> dict[str, float | None]:
-    """The figures of all rows together, NaN turned into None for JSON."""
-    return _known(metrics.figures(terms.sum(axis=0)))
-
-
-def _known(values: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+def known(values: Mapping[str, np.ndarray | float]) -> dict[str, float | None]:
     """Single values, NaN turned into None for JSON."""
     return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
 
 
-def _figures(
-    scores: Sequence[metrics.Score], groups: Sequence[str], resamples: int, seed: int
-) -> dict[str, Any]:
-    """The figures and, under `intervals_95`, their bootstrap intervals."""
-    terms = metrics.terms(scores)
+def _figures(scores: Sequence[metrics.Score], groups: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
+    """The figures of scores alone."""
+    return spread(metrics.terms(scores), groups, metrics.figures, resamples, seed)
+
+
+def spread(
+    terms: np.ndarray, groups: Sequence[str], figures: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    resamples: int = 2000, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """The figures of all rows together and, under `intervals_95`, their bootstrap intervals.
+
+    Args:
+        terms: (N, F) what each row adds.
+        groups, figures, resamples, seed: as in `bootstrap.intervals`.
+    """
     return {
-        **_values(terms),
-        "intervals_95": bootstrap.intervals(terms, groups, metrics.figures, resamples=resamples, seed=seed),
+        **known(figures(terms.sum(axis=0))),
+        "intervals_95": bootstrap.intervals(terms, groups, figures, resamples=resamples, seed=seed),
     }

@@ -77,6 +77,35 @@ def restain(image: np.ndarray, rng: np.random.Generator, strength: float = 1.0) 
     return out
 
 
+def mix_patches(
+    images: np.ndarray, target: np.ndarray, known: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Paste into each picture a rectangle of whole patches of another one, labels and all.
+
+    What a patch shows must then be told from itself and its neighbours, not from how a patient's whole picture looks.
+
+    Args:
+        images: (B, S, S, 3) uint8.
+        target: (B, g², C) share of every patch that each concept covers; g divides S.
+        known: (B, C) 1 where the concept is known to be present or absent; of a mixed picture, where it is of both.
+        rng: the only source of chance.
+
+    Source: Yun et al. 2019, CutMix, with labels by patch.
+    """
+    pictures, size = images.shape[:2]
+    grid = round(target.shape[1] ** 0.5)
+    edge, places = size // grid, target.reshape(pictures, grid, grid, -1)
+    mixed, labels, sure = images.copy(), places.copy(), known.copy()
+    for to, of in enumerate(rng.permutation(pictures)):
+        height, width = rng.integers(max(1, grid // 4), max(2, 3 * grid // 4), 2)
+        y, x = rng.integers(0, grid - height + 1), rng.integers(0, grid - width + 1)
+        pixels = np.s_[y * edge : (y + height) * edge, x * edge : (x + width) * edge]
+        patches = np.s_[y : y + height, x : x + width]
+        mixed[to][pixels], labels[to][patches] = images[of][pixels], places[of][patches]
+        sure[to] *= known[of]
+    return mixed, labels.reshape(target.shape), sure
+
+
 def blank_out(image: np.ndarray, rng: np.random.Generator, chance: float = 0.2) -> np.ndarray:
     """Grey out up to two rectangles, so that no single spot decides a diagnosis."""
     if rng.random() >= chance:

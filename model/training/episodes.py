@@ -62,7 +62,8 @@ class EpisodeMaker:
     Attributes:
         questions: per picture; tile_first_share: how often the image comes before the question; bpe_dropout: of the
             question's words; exemplar_share: of steps that ask by an exemplar; foreign_share, unnamed_share: of those
-            questions, about foreign matter and about parts of real pictures that have no name.
+            questions, about foreign matter and about parts of real pictures that have no name; style: of the
+            prompt, see `PathChatConfig.prompt`.
     """
 
     pool: ScenePool
@@ -78,6 +79,7 @@ class EpisodeMaker:
     exemplar_share: float = 0.3
     foreign_share: float = 0.5
     unnamed_share: float = 0.15
+    style: str = "plain"
 
     def make(self, rng: np.random.Generator) -> EpisodeBatch:
         """One batch; `rng` is the only source of chance."""
@@ -161,6 +163,7 @@ class EpisodeMaker:
             build_sequence(
                 self.tokenizer, episode.query, views[b].mpp, self.image_grid, answer=episode.answer,
                 exemplar=references is not None, tile_first=tile_first, dropout=self.bpe_dropout, rng=rng,
+                style=self.style,
             )
             for b, episode in asked
         ]

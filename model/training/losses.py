@@ -3,6 +3,8 @@
 Source: Liu et al. 2026, PathChat-SegR1, Eq. 2.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +14,19 @@ def next_token_loss(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean cross-entropy of logits (N, V) against labels (N,), the first term of Eq. 2."""
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     return (losses * weight).sum() / weight.sum().clamp_min(1e-6)
+
+
+def chain_loss(logits: Callable[[Tensor], Tensor], states: Tensor, ids: Tensor, weight: Tensor) -> Tensor:
+    """`next_token_loss` of R sequences; the output layer runs over the places that count alone.
+
+    Args:
+        logits: the output layer, (N, H) → (N, V).
+        states: (R, L, H).
+        ids: (R, L).
+        weight: (R, L), of predicting the token at that place.
+    """
+    where = weight[:, 1:] > 0
+    return next_token_loss(logits(states[:, :-1][where]), ids[:, 1:][where], weight[:, 1:][where])
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:

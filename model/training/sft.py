@@ -1,8 +1,10 @@
 """Stage `sft`: reasoning chains and masks together.
 
-Trains: everything (`tiny` has nothing pretrained to freeze). Data: every shippable scene, 45 % of the questions about
-what is absent, a share about things never taught, a share asked by exemplar. Loss: Eq. 2 with λ's 1 : 2 BCE : 0.5 Dice,
-and besides the IoU head's squared error, the emission head's cross-entropy and the dense class supervision.
+Trains: everything (`tiny` has nothing pretrained to freeze), or what the config names: of the paper's model LoRA in the
+language model and the pathology encoder, the adapters of MedSAM's encoder, the mask decoder and the Seg-Adapter. Data:
+every shippable scene, 45 % of the questions about what is absent, a share about things never taught, a share asked by
+exemplar. Loss: Eq. 2 with λ's 1 : 2 BCE : 0.5 Dice, and besides the IoU head's squared error, the emission head's
+cross-entropy and the dense class supervision.
 
 Source: Liu et al. 2026, PathChat-SegR1, §3.3, Eq. 2.
 """
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 
 from model.pathchat import PathChatSegR1, Reminded, Seen
 from model.training.episodes import EpisodeBatch, EpisodeMaker
-from model.training.losses import dense_class_loss, iou_head_loss, mask_loss, next_token_loss
+from model.training.losses import chain_loss, dense_class_loss, iou_head_loss, mask_loss
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,10 @@ class Sft:
         seen = model.see(batch.images)
         reminded = self._remind(model, batch, seen)
         states = model.language_model(self._embeds(model, batch, seen, reminded), batch.positions)
-        text = self._text_loss(model, batch, states)
         rows = torch.arange(len(batch.prompt_end))
         emission = model.emission_head(states[rows, batch.prompt_end])[:, 0].float()
         parts = {
-            "text": text,
+            "text": chain_loss(model.language_model.logits, states, batch.ids, batch.weight),
             "emission": F.binary_cross_entropy_with_logits(emission, batch.present),
             "dense": dense_class_loss(seen.classes, batch.dense, batch.known),
             **self._mask_losses(model, batch, states, reminded),
@@ -74,11 +75,6 @@ class Sft:
         if reminded is None:
             return model.embed(batch.ids, seen.tokens[batch.image_of])
         return model.embed(batch.ids, reminded.tokens, reminded.reference, reminded.memory)
-
-    def _text_loss(self, model: PathChatSegR1, batch: EpisodeBatch, states: Tensor) -> Tensor:
-        where = batch.weight[:, 1:] > 0
-        logits = model.language_model.logits(states[:, :-1][where])
-        return next_token_loss(logits, batch.ids[:, 1:][where], batch.weight[:, 1:][where])
 
     def _mask_losses(
         self, model: PathChatSegR1, batch: EpisodeBatch, states: Tensor, reminded: Reminded | None

@@ -64,6 +64,16 @@ def test_slots_answer_as_the_oracle(model, slots):
         same(got, decode_one(model, "Where is the tumour?", 1.0, tokens[i : i + 1]))
 
 
+def test_a_short_script_after_a_long_one(model):
+    """Rows that nobody has are stepped too where rows are rounded up, and what they held of an earlier call is over."""
+    decoder = SlotDecoder(model, 8)
+    for n, seed in ((8, 1), (1, 2)):
+        script, tokens = scripts(model, [1] * n, seed), image_tokens(model, n, seed)
+        answers = decoder.decode(["tumour"] * n, [1.0] * n, tokens, script=script)
+        for i, got in enumerate(answers):
+            same(got, decode_one(model, "tumour", 1.0, tokens[i : i + 1], script[i]))
+
+
 @pytest.mark.parametrize("slots", [1, 2, 5])
 def test_answers_with_none_one_and_many_seg(model, slots):
     """Words are prescribed, so that every count is there, at the limit and beyond it too."""

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.cli import run_dataset, run_evaluate, segmenter_by_name, summary_text
+from model.cli import run_evaluate, segmenter_by_name, summary_text
+from model.dataset_cli import run_dataset
 from model.evaluation.evaluate import collect, decisive, evaluate
 from model.evaluation.manifest import ManifestError, read_manifest, read_mask, read_picture
 from model.evaluation.summary import summarise

@@ -192,10 +192,16 @@ def test_an_unknown_device_says_what_is_accepted():
 
 
 @pytest.mark.parametrize(
-    ("told", "amx", "fast"), [(None, True, True), (None, False, False), ("1", False, True), ("0", True, False)]
-)
-def test_encoders_run_in_bfloat16_where_that_is_faster(monkeypatch, told, amx, fast):
+    ("told", "amx", "avx512", "amd", "fast"),
+    [
+        (None, True, True, False, True), (None, False, True, False, False), (None, False, True, True, True),
+        (None, False, False, True, False), ("1", False, False, False, True), ("0", True, True, True, False),
+    ],
+)  # fmt: skip
+def test_encoders_run_in_bfloat16_where_that_is_faster(monkeypatch, told, amx, avx512, amd, fast):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr("model.builders._made_by_amd", lambda: amd)
     monkeypatch.delenv("SLIDEREASON_BF16", raising=False)
     if told is not None:
         monkeypatch.setenv("SLIDEREASON_BF16", told)

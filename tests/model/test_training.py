@@ -1,21 +1,18 @@
 """Losses against numbers worked out by hand; batches from (seed, step) alone; a killed run goes on bit for bit."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from model.data.concepts import CONCEPTS
 from model.data.synthetic import synthetic_scenes
 from model.exemplar import outlined
-from model.training.augment import random_view, restain
-from model.training.cli import freeze
+from model.training.augment import mix_patches, random_view, restain
 from model.training.episodes import EpisodeMaker
 from model.training.lm import Lm
-from model.training.loop import Average, LoopConfig, learning_rate, train
+from model.training.loop import LoopConfig, train
 from model.training.losses import dense_class_loss, dice_loss, iou_head_loss, mask_loss, next_token_loss
 from model.training.pools import ScenePool
 from model.training.pretrain import Pretrain, dense_targets
@@ -63,15 +60,6 @@ def test_unknown_concepts_cost_nothing():
     target, known = torch.zeros(1, 3, 2), torch.tensor([[0.0, 1.0]])
     assert float(dense_class_loss(logits, target, known)) == pytest.approx(math.log1p(math.exp(9.0)), rel=1e-4)
     assert float(dense_class_loss(logits, target, torch.zeros(1, 2))) == 0
-
-
-def test_rate_warms_up_holds_and_decays():
-    config = LoopConfig(steps=100, lr=1.0, warmup_steps=10, decay_steps=50)
-    rates = [learning_rate(step, config) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[10:50] == [1.0] * 40
-    assert all(before >= after for before, after in zip(rates[50:], rates[51:], strict=False))
-    assert rates[-1] == pytest.approx(0.02)
 
 
 def test_dense_targets_are_shares_of_patches(pool):
@@ -153,15 +141,6 @@ def test_parts_without_a_name_are_shown_and_sought(pool):
     assert not any(batch.known.any() for batch in found)
 
 
-def test_what_is_frozen_is_named_by_how_it_begins():
-    model = small_model()
-    freeze(model, ["sam_encoder."])
-    assert not any(weight.requires_grad for weight in model.sam_encoder.parameters())
-    assert all(weight.requires_grad for weight in model.pathology_encoder.parameters())
-    with pytest.raises(KeyError, match="no part 'sam.encoder'"):
-        freeze(model, ["sam.encoder"])
-
-
 @pytest.mark.parametrize("name", ["lm", "pretrain", "sft"])
 def test_each_stage_lowers_its_loss(name, pool, maker, tmp_path):
     model = small_model()
@@ -170,7 +149,7 @@ def test_each_stage_lowers_its_loss(name, pool, maker, tmp_path):
         "pretrain": Pretrain(pool, tuple(CONCEPTS), 4, 4, 0),
         "sft": Sft(maker, 0),
     }[name]
-    config = LoopConfig(steps=40, lr=3e-3, warmup_steps=2, decay_steps=1, workers=0, bf16=False)
+    config = LoopConfig(steps=40, lr=3e-3, warmup_steps=2, decay_steps=1, workers=0, tensorboard=False)
     train(stage, model, config, tmp_path)
     with torch.no_grad():
         trained = [float(stage.loss(model, stage.batch(step), 0)[0]) for step in range(100, 106)]
@@ -178,71 +157,24 @@ def test_each_stage_lowers_its_loss(name, pool, maker, tmp_path):
     assert np.mean(trained) < 0.9 * np.mean(fresh)
 
 
-class Line:
-    """A stage small enough to look into: fit a line."""
-
-    name = "line"
-
-    def batch(self, step):
-        generator = torch.Generator().manual_seed(step)
-        x = torch.rand(8, 1, generator=generator)
-        return x, 3 * x + 1
-
-    def loss(self, model, batch, step):
-        loss = (model(batch[0]) - batch[1]).square().mean() + 0 * torch.rand(())
-        return loss, {"loss": float(loss.detach())}
-
-    def parameters(self, model):
-        return list(model.parameters())
+def test_mixed_pictures_keep_each_patch_with_its_label():
+    """Pictures of one grey each, which is also the label of all their patches."""
+    images = np.stack([np.full((32, 32, 3), grey, np.uint8) for grey in range(4)])
+    target = np.stack([np.full((16, 1), grey, np.float32) for grey in range(4)])
+    known = np.array([[1, 1], [1, 1], [0, 1], [1, 1]], np.float32)
+    mixed, labels, sure = mix_patches(images, target, known, np.random.default_rng(0))
+    assert np.array_equal(mixed[:, ::8, ::8, 0].reshape(4, 16), labels[..., 0])
+    assert any(len(np.unique(picture)) > 1 for picture in mixed)
+    assert (sure[2] == [0, 1]).all(), "what was not known stays unknown"
+    strangers = [i for i in range(4) if (labels[i] == 2).any() and i != 2]
+    assert all(sure[i, 0] == 0 for i in strangers), "with a part of unknown content the picture is not known either"
 
 
-def _line_model():
-    torch.manual_seed(1)
-    return nn.Linear(1, 1)
-
-
-def test_a_run_that_stopped_goes_on_bit_for_bit(tmp_path):
-    whole, parted = _line_model(), _line_model()
-    config = LoopConfig(steps=60, workers=0, bf16=False, decay_steps=1)
-    average = train(Line(), whole, config, tmp_path / "whole")
-    train(Line(), parted, LoopConfig(steps=25, workers=0, bf16=False, decay_steps=1), tmp_path / "parted")
-    fresh = _line_model()
-    resumed = train(Line(), fresh, config, tmp_path / "parted")
-    # the last step of the short run was taken at its decayed rate, which is the only difference allowed
-    assert learning_rate(24, LoopConfig(steps=25, decay_steps=1)) == learning_rate(24, config)
-    assert torch.equal(whole.weight, fresh.weight)
-    assert all(torch.equal(average.weights[k], resumed.weights[k]) for k in average.weights)
-
-
-def test_metrics_are_written_and_evaluation_sees_the_average(tmp_path):
-    model, seen = _line_model(), []
-
-    def evaluate(averaged, step):
-        seen.append((step, float(averaged.weight.detach())))
-        return {"weight": seen[-1][1]}
-
-    train(Line(), model, LoopConfig(steps=40, workers=0, bf16=False), tmp_path, evaluate, 20)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [step for step, _ in seen] == [20, 40]
-    assert any("loss" in row for row in rows)
-    assert seen[-1][1] != pytest.approx(float(model.weight.detach()), abs=1e-9)
-
-
-def test_parts_may_learn_faster(tmp_path):
-    """A step of Adam is the rate, whatever the gradient, so that paces can be read off the weights."""
-    model = _line_model()
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    config = LoopConfig(steps=1, warmup_steps=1, decay_steps=1, weight_decay=0, workers=0, faster={"weight": 5})
-    train(Line(), model, config, tmp_path)
-    moved = {name: float((weight.detach() - before[name]).abs().max()) for name, weight in model.named_parameters()}
-    assert moved["weight"] == pytest.approx(5 * moved["bias"], rel=1e-3)
-
-
-def test_average_follows():
-    model = _line_model()
-    average = Average(model, 0.5)
-    before = float(average.weights["weight"])
-    with torch.no_grad():
-        model.weight += 1.0
-    average.update(model, step=1000)
-    assert float(average.weights["weight"]) == pytest.approx(before + 0.5)
+@pytest.mark.parametrize(("balance", "share"), [(0.0, 0.5), (1.0, 0.1)])
+def test_parts_of_a_source_are_drawn_by_size_to_a_power(pool, balance, share):
+    scenes = pool.groups["synthetic"][0]
+    parted = ScenePool({"synthetic": [scenes[:1], scenes[1:10]]}, 64, {"synthetic": 1.0})
+    parted.balance = balance
+    rng = np.random.default_rng(0)
+    rare = np.mean([parted.pick(rng).id == scenes[0].id for _ in range(600)])
+    assert rare == pytest.approx(share, abs=0.06)

@@ -346,13 +346,13 @@ def test_dtypes_by_device():
 
 
 PEAK = """
-import resource, sys
 import torch
+from benchmarks.record import peak_memory_mb
 from safetensors.torch import load_file, save_file
 from model.builders import build, complete
 from model.config import LanguageConfig
 from tests.model.tiny import TEXTS, TurnTokenizer, small_paper_config
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak(): return int(peak_memory_mb() * 2**20)
 config = small_paper_config(language=LanguageConfig(
     dim=1024, depth=8, heads=8, kv_heads=2, mlp_dim=4096, mrope_section=(16, 24, 24), vocabulary=16000, tied=False))
 tokenizer = TurnTokenizer.train(TEXTS, 400)
