@@ -13,7 +13,7 @@ export SLIDE QUERY VENV PYTHON
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo serve test lint bench train manifests lock clean
+.PHONY: setup demo serve test faults lint bench train manifests lock clean
 
 setup: $(READY)
 
@@ -32,6 +32,12 @@ test: $(READY)
 	@rm -f .coverage .coverage.*
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile \
 	    $(if $(TESTS),$(TESTS),--cov=service --cov=worker --cov=model --cov-report=term --cov-fail-under=85)
+
+# The long fault tests: 200 jobs under fire for 5 minutes on each storage; about half an hour on 2 cores.
+faults: $(READY)
+	SLIDEREASON_FAULT_JOBS=200 SLIDEREASON_FAULT_SECONDS=300 SLIDEREASON_FAULT_PERIOD_S=5 SLIDEREASON_FAULT_WORKERS=4 \
+	    SLIDEREASON_FAULT_STORAGE=s3,local SLIDEREASON_FAULT_STORAGE_AWAY_S=20 \
+	    $(BIN)/python -m pytest -q -s tests/faults $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

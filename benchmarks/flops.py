@@ -71,6 +71,48 @@ def survey_flops(c: PathChatConfig) -> int:
     return total + neck + fine + _stem(s, edge_px)
 
 
+def see_scores_flops(c: PathChatConfig) -> int:
+    """What of `see_flops` is queries against keys and scores against values, which a backward pass does twice."""
+    v = c.vision
+    tokens = ((v.image_px or c.tile_px) // v.patch_px) ** 2 + 1 + v.registers
+    return 4 * v.depth * tokens * tokens * v.dim
+
+
+def survey_scores_flops(c: PathChatConfig) -> int:
+    """The same of `survey_flops`, relative positions included."""
+    s = c.sam
+    edge = (s.image_px or c.tile_px) // s.patch_px
+    nears = [edge if s.window == 0 or b in s.global_blocks else s.window for b in range(s.depth)]
+    return sum(4 * edge**2 * near * (near + s.rel_pos) * s.dim for near in nears)
+
+
+def projector_flops(c: PathChatConfig) -> int:
+    """What of `see_flops` is the projector's."""
+    merged = c.image_tokens
+    return 2 * merged * (c.vision.dim * c.vision.merge**2 + c.language.dim) * c.language.dim
+
+
+def scores_flops(c: LanguageConfig, tokens: int) -> int:
+    """The same of one row of so many tokens through the language model, each looking at all before it."""
+    return 2 * c.depth * c.dim * tokens * (tokens + 1)
+
+
+def decode_masks_flops(c: PathChatConfig) -> int:
+    """One mask: the Seg-Adapter and SAM's decoder, of whose hypernetworks one is used.
+
+    Source: Kirillov et al. 2023, Segment Anything, App. A: two-way blocks, cross attentions at half width.
+    """
+    s, h = c.sam, c.language.dim
+    d, places = s.out_dim, (c.mask_px // 4) ** 2
+    tokens = 1 + 1 + s.multimask_outputs + 1  # IoU, masks, the prompt
+    cross = 2 * d * (d // 2) * 2 * (tokens + places) + 4 * tokens * places * (d // 2)
+    block = 8 * tokens * d * d + 4 * tokens * tokens * d + 4 * tokens * d * s.decoder_mlp_dim + 2 * cross
+    upscale = 2 * places * d * d + 2 * 4 * places * d * (d // 8)
+    heads = 2 * d * (2 * d + 1 + s.multimask_outputs) + 2 * d * (2 * d + d // 8) + 2 * d // 8 * c.mask_px**2
+    adapter = 2 * (h * h + h * d)
+    return adapter + s.decoder_depth * block + cross + upscale + heads
+
+
 def _stem(c: VisionConfig | SamConfig, edge_px: int) -> int:
     """Pixels to patch tokens."""
     patches = (edge_px // c.patch_px) ** 2

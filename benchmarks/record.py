@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +72,11 @@ def timed(work: Callable[[], Any], repeats: int) -> tuple[float, ...]:
 
 
 def peak_memory_mb() -> float:
-    """Most memory this process ever held, in MB (Linux counts in kB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Most memory this process held since it was started, in MB.
+
+    `getrusage` would count the process that started it as well: Linux carries `ru_maxrss` over an exec.
+    """
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def machine() -> dict[str, Any]:
@@ -85,8 +87,16 @@ def machine() -> dict[str, Any]:
         "cpus_usable": len(os.sched_getaffinity(0)),
         "gpu": _gpu_model(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in names},
+        "packages": {name: _version(name) for name in names},
     }
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed: a GPU's machine may have no more than the model needs."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_model() -> str:
@@ -114,6 +124,12 @@ def _commit() -> str:
     return described.stdout.strip()
 
 
+def _module() -> str:
+    """What was called: `benchmarks.run`, or a benchmark by itself."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec is not None and spec.name.startswith("benchmarks.") else "benchmarks.run"
+
+
 def write_result(
     name: str, measurements: Sequence[Measurement], data: str, bench: Bench, folder: Path = RESULTS
 ) -> Path:
@@ -122,7 +138,7 @@ def write_result(
     path = folder / f"{name}.json"
     result = {
         "benchmark": name,
-        "command": ["python", "-m", "benchmarks.run", *sys.argv[1:]],
+        "command": ["python", "-m", _module(), *sys.argv[1:]],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "seed": bench.seed,

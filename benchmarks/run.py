@@ -9,9 +9,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.record import RESULTS, Bench, write_result
+from benchmarks.record import RESULTS, write_result
+from benchmarks.rivals import PairedBench
 
-NAMES = ("reading", "segmenter", "pipeline", "memory", "grid", "evaluation", "oneshot", "calibration", "decode")
+NAMES = (
+    "reading", "segmenter", "pipeline", "memory", "grid", "evaluation", "oneshot", "calibration", "decode",
+    "robustness", "gain", "known_optimum", "training_cost", "pollers", "cluster", "ledger_cost", "scale",
+    "dicom_memory",
+)  # fmt: skip
 UNAVAILABLE = 3
 
 
@@ -28,6 +33,13 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--model", default="tiny", help="name, checkpoint folder or module:factory (default: tiny)")
     options.add_argument("--quick", action="store_true", help="as little as shows that it works")
     options.add_argument("--out", type=Path, default=RESULTS, help="folder of results (default: benchmarks/results)")
+    rivals = options.add_argument_group("comparisons", "of robustness and gain")
+    other = rivals.add_mutually_exclusive_group()
+    other.add_argument("--against", help="a second model, as --model takes it; differences are --model less this")
+    other.add_argument("--against-revision", metavar="COMMIT", help="the tiny model of a commit, with its own code")
+    rivals.add_argument("--limit", type=int, help="most pictures of a set (default: the benchmark's own)")
+    rivals.add_argument("--seeds", type=int, nargs="+", help="of the questions (default: the benchmark's own)")
+    rivals.add_argument("--split", default="test", choices=("val", "test"), help="whose patients (default: test)")
     options.add_argument("--here", action="store_true", help="run a single one in this process")
     return options
 
@@ -53,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_here(name: str, options: argparse.Namespace) -> int:
     work = Path(tempfile.mkdtemp(prefix="slidereason-bench-"))
     repeats = 1 if options.quick else options.repeats
-    bench = Bench(options.seed, repeats, work, options.model, options.quick, options.out)
+    bench = PairedBench(
+        options.seed, repeats, work, options.model, options.quick, options.out, options.against,
+        options.against_revision, options.limit, options.seeds and tuple(options.seeds), options.split,
+    )  # fmt: skip
     try:
         measurements, data = importlib.import_module(f"benchmarks.{name}").measure(bench)
     except Exception as error:

@@ -12,6 +12,8 @@ SUMMARIES = {
     "serve": "run the service: REST gateway, one worker, everything embedded",
     "segment": "answer a question about one slide: overlay, regions and report into a folder",
     "worker": "run one worker against a ledger and a broker",
+    "jobs": "list, show, retry or dismiss jobs, straight on the ledger",
+    "ledger": "the version of the ledger's tables, and moving it",
     "demo": "the whole job on a synthetic slide, or on yours",
     "evaluate": "measure a model on a manifest of images, masks and queries",
     "calibrate": "fit the confidence of masks on some patients, and measure it on others",
@@ -19,7 +21,7 @@ SUMMARIES = {
     "dataset": "make or inspect training data",
     "checkpoint": "import, inspect or verify weights",
 }
-OWN = {"serve": "service.serve:run"}
+OWN = {"serve": "service.serve:run", "jobs": "service.jobs_cli:run_jobs"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any, get_args
 
@@ -9,15 +10,21 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from service.schemas import JobRequest, SlideRequest
 from worker import errors
+from worker.logs import log_context
 
 log = logging.getLogger("slidereason.service")
 
 MEDIA_TYPE = "application/problem+json"
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The request that is being answered, as `X-Request-ID` names it."""
 
 # exception → HTTP status; the first class that matches wins, so children stand before their parents
 STATUS: tuple[tuple[type[Exception], int], ...] = (
@@ -28,9 +35,13 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (errors.TooLarge, 413),
     (errors.BadRequest, 422),
     (errors.JobNotFound, 404),
+    (errors.JobExpired, 410),
     (errors.JobConflict, 409),
     (errors.QueueFull, 429),
+    (errors.StorageAway, 503),
 )
+
+AWAY_RETRY_S = 5
 
 # HTTP status → code of the errors that the framework itself raises
 CODES = {
@@ -87,15 +98,31 @@ def problem_response(problem: Problem) -> JSONResponse:
     }
     if problem.field:
         body["field"] = problem.field
+    if request_id.get():
+        body["request_id"] = request_id.get()
     body.update({name: value for name, value in problem.more.items() if value is not None})
     headers = {"Cache-Control": "no-store", **problem.headers}
     return JSONResponse(body, problem.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def away(what: str) -> Problem:
+    """503 for a part of the service that does not answer now and may soon: `database`, `storage`."""
+    detail = f"the {what} is away; nothing is lost, try again in {AWAY_RETRY_S} s"
+    return Problem(503, f"{what}-away", detail, headers={"Retry-After": str(AWAY_RETRY_S)})
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether a database error says that the database cannot be reached or used now, and not that we asked amiss."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(error, (OperationalError, InterfaceError, PoolTimeout, TimeoutError))
 
 
 def install(app: FastAPI) -> None:
     """Make `app` answer every error as a problem."""
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(errors.SlideReasonError, _answer_domain)
+    app.add_exception_handler(SQLAlchemyError, _answer_database)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_unexpected)
@@ -107,7 +134,12 @@ def problem_of(error: errors.SlideReasonError) -> Problem:
         if isinstance(error, kind):
             if status in (403, 404) and (error.field or "").startswith("exemplar."):
                 status = 422  # the job's own slide is what a request is about; an exemplar is a field of it
-            headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, errors.QueueFull) else {}
+            headers = {}
+            if isinstance(error, errors.QueueFull):
+                headers["Retry-After"] = str(error.retry_after_s)
+            if isinstance(error, errors.StorageAway):
+                log.warning("the storage is away: %s", error)
+                return away("storage")
             return Problem(status, error.code, error.message, field=error.field, headers=headers)
     log.error("unexpected domain error", exc_info=error)
     return Problem(500, "internal", "the server failed; the error has been logged")
@@ -119,6 +151,14 @@ async def _answer_problem(request: Request, error: Problem) -> JSONResponse:
 
 async def _answer_domain(request: Request, error: errors.SlideReasonError) -> JSONResponse:
     return problem_response(problem_of(error))
+
+
+async def _answer_database(request: Request, error: SQLAlchemyError) -> JSONResponse:
+    """The database is away: 503; anything else that it says is our fault."""
+    if not is_away(error):
+        return await _answer_unexpected(request, error)
+    log.warning("the database is away: %s", str(error).partition("\n")[0])
+    return problem_response(away("database"))
 
 
 async def _answer_http(request: Request, error: HTTPException) -> JSONResponse:
@@ -197,5 +237,8 @@ def _fields_in(body: type[BaseModel], location: tuple) -> list[str]:
 
 async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:
     """Whatever was not foreseen: logged here, a bare 500 outside."""
-    log.error("unexpected error answering %s %s", request.method, request.scope.get("route") or "?", exc_info=error)
-    return problem_response(Problem(500, "internal", "the server failed; the error has been logged"))
+    with log_context(request_id=request_id.get()):  # the middleware that said so has been left by now
+        where = getattr(request.scope.get("route"), "path", "?")
+        log.error("unexpected error answering %s %s", request.method, where, exc_info=error)
+    named = {"X-Request-ID": request_id.get()} if request_id.get() else {}
+    return problem_response(Problem(500, "internal", "the server failed; the error has been logged", headers=named))

@@ -5,9 +5,9 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from worker.artifacts import REGIONS, JobReader
 from worker.errors import BadRequest
 
 PIECE_BYTES = 1 << 16
@@ -59,31 +59,42 @@ def read_bbox(text: str | None) -> tuple[float, float, float, float] | None:
     raise BadRequest("bbox must be x0,y0,x1,y1 in level-0 pixels with x0 <= x1 and y0 <= y1", field="bbox")
 
 
-def read_features(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_lines(reader: JobReader, start: int = 0) -> Iterator[bytes]:
+    """Lines of the regions file from a byte on, each with its end; never more than a line and a piece are held."""
+    begun: list[bytes] = []
+    for piece in reader.chunks(REGIONS, start):
+        first, *more = piece.split(b"\n")
+        begun.append(first)
+        for following in more:
+            yield b"".join(begun) + b"\n"
+            begun = [following]
+    if any(begun):
+        yield b"".join(begun)
+
+
+def read_features(reader: JobReader, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
     """Features with the byte offset of their line; the file holds one per line."""
-    with path.open("rb") as file:
-        file.seek(start)
-        offset = start
-        for line in file:
-            here, offset = offset, offset + len(line)
-            text = line.strip().rstrip(b",")
-            if text.startswith(FEATURE):
-                yield here, json.loads(text)
+    offset = start
+    for line in read_lines(reader, start):
+        here, offset = offset, offset + len(line)
+        text = line.strip().rstrip(b",")
+        if text.startswith(FEATURE):
+            yield here, json.loads(text)
 
 
-def page(path: Path, wanted: Filter, cursor: str | None, limit: int | None) -> Iterator[dict[str, Any] | str]:
+def page(reader: JobReader, wanted: Filter, cursor: str | None, limit: int | None) -> Iterator[dict[str, Any] | str]:
     """The features that pass, up to `limit`; then, when there are more, the next cursor as a string.
 
     Raises:
         BadRequest: the cursor is not one of this file.
     """
-    start = _read_cursor(path, cursor) if cursor else 0
-    return _page(path, wanted, start, limit)
+    start = _read_cursor(reader, cursor) if cursor else 0
+    return _page(reader, wanted, start, limit)
 
 
-def _page(path: Path, wanted: Filter, start: int, limit: int | None) -> Iterator[dict[str, Any] | str]:
+def _page(reader: JobReader, wanted: Filter, start: int, limit: int | None) -> Iterator[dict[str, Any] | str]:
     count = 0
-    for offset, feature in read_features(path, start):
+    for offset, feature in read_features(reader, start):
         shown = wanted.apply(feature)
         if shown is None:
             continue
@@ -94,10 +105,9 @@ def _page(path: Path, wanted: Filter, start: int, limit: int | None) -> Iterator
         yield shown
 
 
-def read_head(path: Path) -> dict[str, Any]:
+def read_head(reader: JobReader) -> dict[str, Any]:
     """What the file says about all its features, from its first line."""
-    with path.open("rb") as file:
-        return json.loads(file.readline().rstrip() + b"]}")["slidereason"]
+    return json.loads(next(read_lines(reader)).rstrip() + b"]}")["slidereason"]
 
 
 def collection(
@@ -127,25 +137,23 @@ def collection(
     yield bytes(piece) + b"\n], " + json.dumps(tail).encode()[1:] + b"\n"
 
 
-def find_feature(path: Path, region_id: str) -> dict[str, Any] | None:
+def find_feature(reader: JobReader, region_id: str) -> dict[str, Any] | None:
     """The feature with this id."""
     needle = region_id.encode()
-    with path.open("rb") as file:
-        for line in file:
-            if line.startswith(FEATURE) and needle in line:
-                feature = json.loads(line.strip().rstrip(b","))
-                if feature.get("id") == region_id:
-                    return feature
+    for line in read_lines(reader):
+        if line.startswith(FEATURE) and needle in line:
+            feature = json.loads(line.strip().rstrip(b","))
+            if feature.get("id") == region_id:
+                return feature
     return None
 
 
-def gzipped(path: Path) -> Iterator[bytes]:
-    """A file as gzip, in pieces; the same file always makes the same bytes."""
+def gzipped(reader: JobReader) -> Iterator[bytes]:
+    """The file as gzip, in pieces; the same file always makes the same bytes."""
     packer = zlib.compressobj(6, zlib.DEFLATED, 31)
-    with path.open("rb") as file:
-        while piece := file.read(PIECE_BYTES * 4):
-            if packed := packer.compress(piece):
-                yield packed
+    for piece in reader.chunks(REGIONS):
+        if packed := packer.compress(piece):
+            yield packed
     yield packer.flush()
 
 
@@ -174,13 +182,12 @@ def _touch(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
 
 
-def _read_cursor(path: Path, cursor: str) -> int:
+def _read_cursor(reader: JobReader, cursor: str) -> int:
     try:
         offset = int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        with path.open("rb") as file:
-            file.seek(offset - 1)
-            if offset > 0 and file.read(1) == b"\n":
-                return offset
-    except (ValueError, OSError, OverflowError):
-        pass
+    except ValueError:
+        offset = 0
+    known = reader.stat(REGIONS)
+    if known and 0 < offset < known.size and b"".join(reader.chunks(REGIONS, offset - 1, offset)) == b"\n":
+        return offset
     raise BadRequest("cursor must be one that a page of this list returned", field="cursor")

@@ -11,6 +11,7 @@ from service.errors import Problem, problem_response
 JSON = "application/json"
 MULTIPART = "multipart/form-data"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+PROBES = ("/healthz", "/readyz", "/metrics")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 # path → media types that a POST there accepts
@@ -25,12 +26,23 @@ class Limits:
         max_body_bytes: largest JSON (or any other) body.
         max_upload_bytes: largest multipart body; a margin for its own headers is added.
         hosts: `Host` names answered to. A page elsewhere that rebinds its own name to 127.0.0.1 gets nothing.
+        behind_proxy: only a proxy reaches us. Then probes may use our address as the name, and without `hosts` every
+            name is answered to, since it is the proxy that knows its names.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, max_upload_bytes: int, hosts: tuple[str, ...]):
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body_bytes: int,
+        max_upload_bytes: int,
+        hosts: tuple[str, ...],
+        behind_proxy: bool = False,
+    ):
         self.app = app
         self.max_body_bytes = max_body_bytes
         self.max_upload_bytes = max_upload_bytes + 65536
+        self.behind_proxy = behind_proxy
+        self.any_host = behind_proxy and not hosts
         self.hosts = frozenset(name.lower() for name in (*LOOPBACK_NAMES, *hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,9 +59,11 @@ class Limits:
         await self._pass_on(scope, receive, send, limit)
 
     def _refuse(self, scope: Scope, headers: Mapping[str, str], limit: int) -> Problem | None:
-        if host_name(headers.get("host", "")) not in self.hosts:
+        host = host_name(headers.get("host", ""))
+        probe = self.behind_proxy and scope["path"] in PROBES and scope["method"] in SAFE_METHODS
+        if not (host in self.hosts or self.any_host or probe):
             return Problem(421, "host-not-allowed", "this host name is not served here; use 127.0.0.1 or localhost")
-        if scope["method"] not in SAFE_METHODS and not self._same_origin(headers.get("origin")):
+        if scope["method"] not in SAFE_METHODS and not self._same_origin(headers.get("origin"), host):
             return Problem(403, "origin-not-allowed", "pages of other origins may not change anything here")
         wanted = ACCEPTED_TYPES.get(scope["path"]) if scope["method"] == "POST" else None
         if wanted and media_type(headers) not in wanted:
@@ -60,9 +74,10 @@ class Limits:
             return too_large(limit)
         return None
 
-    def _same_origin(self, origin: str | None) -> bool:
+    def _same_origin(self, origin: str | None, host: str) -> bool:
         """A form on a page elsewhere can post without asking first; its Origin header gives it away."""
-        return origin is None or host_name(origin.partition("://")[2]) in self.hosts
+        name = host_name((origin or "").partition("://")[2])
+        return origin is None or name in self.hosts or (self.any_host and name == host != "")
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
         """Count a body that states no length (chunked) while it arrives."""

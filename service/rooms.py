@@ -1,35 +1,41 @@
 """What every route reaches for: settings, ledger, artifacts, broker, catalogue."""
 
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from celery import Celery
 from fastapi import Depends, Request
 from kombu.exceptions import OperationalError
 
+from service.board import Board
 from service.catalogue import Catalogue
+from service.draining import Draining
 from service.errors import Problem
 from service.settings import Settings
-from worker.artifacts import LocalArtifacts
-from worker.ledger import JobRow, Ledger
+from service.status import Pollers
+from service.tenants import tenant_of
+from worker.artifacts import Artifacts, open_artifacts
+from worker.ledger import EVERYONE, JobRow, Ledger
 from worker.queue import make_app, submit
 
 log = logging.getLogger("slidereason.service")
 
-RETRY_RUNNING_S = 2
-RETRY_WAITING_S = 5
-
 
 @dataclass(frozen=True)
 class Rooms:
-    """The parts of the service that hold state; one set per application."""
+    """The parts of the service that hold state, one set per application, as the tenant of a request may use them."""
 
     settings: Settings
     ledger: Ledger
-    artifacts: LocalArtifacts
+    artifacts: Artifacts
     broker: Celery
     catalogue: Catalogue
+    board: Board
+    pollers: Pollers
+    draining: Draining
+    tenant: str = EVERYONE
 
     @classmethod
     def open(cls, settings: Settings) -> "Rooms":
@@ -40,14 +46,24 @@ class Rooms:
         """
         if not settings.broker_url:
             raise ValueError("broker_url is not set: run `slidereason serve`, or set SLIDEREASON_BROKER_URL=redis://…")
-        settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        ledger = Ledger(settings.database_url or f"sqlite:///{settings.data / 'ledger.sqlite'}")
-        artifacts = LocalArtifacts(settings.artifacts or settings.data / "artifacts")
-        return cls(settings, ledger, artifacts, make_app(settings.broker_url), Catalogue(ledger, settings))
+        if settings.database_url is None or settings.artifacts is None:  # else only an upload needs it, and makes it
+            settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        ledger = Ledger(settings.ledger_url)
+        return cls(
+            settings,
+            ledger,
+            open_artifacts(settings.artifacts_place),
+            make_app(settings.broker_url),
+            Catalogue(ledger, settings),
+            Board(ledger),
+            Pollers(time.monotonic),
+            Draining(),
+        )
 
     def close(self) -> None:
         """Let go of connections."""
         self.broker.close()
+        self.artifacts.close()
         self.ledger.close()
 
     def send_ticket(self, model: str) -> None:
@@ -58,15 +74,16 @@ class Rooms:
             log.warning("the broker is away; the job waits in the ledger")
 
     def finished(self, job_id: str) -> JobRow:
-        """A job whose results can be read.
+        """A job of this tenant whose results can be read.
 
         Raises:
-            JobNotFound: no such job.
+            JobNotFound: this tenant has no such job.
+            JobExpired: its results were removed.
             Problem: 409, it has none yet (with Retry-After) or never will.
         """
-        job = self.ledger.job(job_id)
+        job = self.ledger.job(job_id, self.tenant)
         if job.open:
-            retry = {"Retry-After": str(retry_after_s(job))}
+            retry = {"Retry-After": str(self.pollers.wait_s(job))}
             detail = f"the job is {job.status}, {job.progress} % done; results are there once it is successful"
             raise Problem(409, "job-not-finished", detail, headers=retry, job_status=job.status, progress=job.progress)
         if job.status != "successful":
@@ -76,16 +93,19 @@ class Rooms:
         return job
 
 
-def retry_after_s(job: JobRow) -> int:
-    """How long to wait before asking again: a tenth of what is left, between 1 s and 30 s."""
-    if job.status == "accepted":
-        return RETRY_WAITING_S if job.queue_position else RETRY_RUNNING_S
-    return min(30, max(1, round((job.eta_s or 10 * RETRY_RUNNING_S) / 10)))
-
-
-def _rooms(request: Request) -> Rooms:
+async def _all_rooms(request: Request) -> Rooms:
     return request.app.state.rooms
 
 
+async def _rooms(request: Request) -> Rooms:
+    rooms: Rooms = request.app.state.rooms
+    tenant = tenant_of(request.headers, rooms.settings.tenant_header)
+    return rooms if tenant == rooms.tenant else replace(rooms, tenant=tenant)
+
+
+# both are coroutines, so that no request waits for a thread only to be handed what is there already
+Open = Annotated[Rooms, Depends(_all_rooms)]
+"""Type of a parameter that receives the rooms whoever asks: routes of the operator's, which show no tenant's work."""
+
 In = Annotated[Rooms, Depends(_rooms)]
-"""Type of a route's parameter that receives the rooms."""
+"""Type of a parameter that receives the rooms as the request's tenant may use them."""

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -13,11 +12,15 @@ from types import FrameType
 import uvicorn
 
 from service.app import create_app
+from service.process_logs import setup_logs_of
 from service.settings import Settings, read_settings
 from worker.embedded import Embedded, start
 from worker.errors import SlideReasonError
+from worker.tracing import setup_tracing, stop_tracing
 
 GRACE_S = 5
+KEEP_ALIVE_S = 75
+"""Longer than a poller is ever told to wait, and than load balancers keep a connection."""
 
 
 class Stop(BaseException):
@@ -34,8 +37,6 @@ def run(argv: list[str]) -> int:
         Exit code: 0 stopped as asked, 2 an option is not accepted, 1 something did not start.
     """
     given = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         settings = read_settings(**vars(given))
     except ValueError as error:
@@ -54,13 +55,16 @@ def run(argv: list[str]) -> int:
 
 
 def _serve(settings: Settings, listener: socket.socket) -> int:
+    setup_logs_of(settings)
+    setup_tracing("slidereason-gateway")
     embedded = _start(settings)
     try:
         app = create_app(_completed(settings, embedded))
         port = listener.getsockname()[1]
         config = uvicorn.Config(
-            app, log_config=None, timeout_graceful_shutdown=GRACE_S, access_log=False, server_header=False
-        )
+            app, log_config=None, access_log=False, server_header=False,
+            timeout_graceful_shutdown=GRACE_S, timeout_keep_alive=KEEP_ALIVE_S,
+        )  # fmt: skip
         server = uvicorn.Server(config)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         folders = len(settings.slides)
@@ -74,6 +78,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         embedded.stop()
+        stop_tracing()
 
 
 def _start(settings: Settings) -> Embedded:
@@ -93,7 +98,7 @@ def _completed(settings: Settings, embedded: Embedded) -> Settings:
         update={
             "broker_url": embedded.broker_url,
             "database_url": embedded.database_url,
-            "artifacts": str(embedded.artifacts_root),
+            "artifacts": embedded.artifacts,
         }
     )
 

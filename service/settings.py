@@ -3,7 +3,7 @@
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SLIDEREASON_", frozen=True, extra="ignore")
 
     host: str = "127.0.0.1"
-    """Address to listen on; only loopback, until there is authentication."""
+    """Address to listen on; only loopback, unless an authenticating proxy stands in front (`behind_proxy`)."""
     port: int = Field(8000, ge=0, le=65535)
     """TCP port; 0 lets the system choose."""
     slides: Annotated[tuple[Path, ...], NoDecode] = ()
@@ -52,7 +52,11 @@ class Settings(BaseSettings):
     max_tiles: int = Field(4_000_000, ge=1)
     """Most tiles of one job's grid, before tissue and roi thin it."""
     max_open_jobs: int = Field(100, ge=1)
-    """Most jobs waiting or running at once; more are answered with 429."""
+    """Most jobs waiting or running at once; more are answered with 429. A cluster sets this higher, e.g. 10000."""
+    max_open_jobs_per_tenant: int | None = Field(None, ge=1)
+    """The same of one tenant; None is no limit of its own."""
+    max_event_streams: int = Field(500, ge=1)
+    """Most event streams open at once at this process; more are answered with 503."""
     slide_timeout_s: float = Field(30.0, gt=0)
     """Longest a slide may take to be opened in its child process."""
     slide_memory_bytes: int = Field(3 * GIB, ge=1 << 28)
@@ -65,6 +69,16 @@ class Settings(BaseSettings):
     """Origins whose pages may read overlays and regions (by a job's unguessable id); comma-separated."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Further `Host` names to answer to, beside the loopback ones; comma-separated."""
+    behind_proxy: bool = False
+    """An authenticating proxy stands in front and alone can reach this process: permits a host that is not loopback."""
+    tenant_header: str | None = Field(None, pattern=r"^[A-Za-z0-9-]{1,64}$")
+    """Header in which the proxy says whose request it is; None: everybody is one tenant. Clients must not set it."""
+    shutdown_delay_s: float = Field(0.0, ge=0, le=300)
+    """After SIGTERM the process is not ready but still answers for so long, so that load balancers look elsewhere."""
+    log_format: Literal["text", "json"] = "text"
+    """Log lines as text, or as JSON objects."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    """Log lines below it are left out."""
     worker_heard_s: float = Field(60.0, gt=0)
     """A worker silent for longer counts as gone."""
 
@@ -91,15 +105,36 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
 
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
     @model_validator(mode="after")
-    def _loopback_only(self) -> "Settings":
-        if not is_loopback(self.host):
+    def _nobody_reaches_it_unasked(self) -> "Settings":
+        if self.behind_proxy and self.tenant_header is None and not self.allowed_hosts:
+            raise ValueError(
+                "behind_proxy says that an authenticating proxy stands in front; also set tenant_header (the header in "
+                "which it says whose request it is) or allowed_hosts (the names it asks for)"
+            )
+        if not is_loopback(self.host) and not self.behind_proxy:
             raise ValueError(
                 f"host {self.host!r} is not loopback, and this version has no authentication yet: anyone who reaches "
                 "the port could read slides. Bind to 127.0.0.1, ::1 or localhost, and put an authenticating proxy or "
-                "an SSH tunnel in front to reach it from elsewhere"
+                "an SSH tunnel in front to reach it from elsewhere; where the proxy is another host or container that "
+                "alone can reach this port, set behind_proxy"
             )
         return self
+
+    @property
+    def ledger_url(self) -> str:
+        """SQLAlchemy URL of the ledger."""
+        return self.database_url or f"sqlite:///{self.data / 'ledger.sqlite'}"
+
+    @property
+    def artifacts_place(self) -> str:
+        """Folder or `s3://` URL of results."""
+        return self.artifacts or str(self.data / "artifacts")
 
 
 def is_loopback(host: str) -> bool:

@@ -2,11 +2,15 @@
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-CHUNK_BYTES = 1 << 20
+from worker.artifacts import JobReader
+
+HELD_BYTES = 8 << 20
+"""A file up to this size is read once and held while its checksum is made; a larger one is read twice."""
+
 LIMIT_32 = 0xFFFFFFFF
 LIMIT_16 = 0xFFFF
 UTF8 = 0x800
@@ -15,22 +19,21 @@ DOS_DATE = (0 << 9) | (1 << 5) | 1  # 1980-01-01: no timestamps, so that the sam
 
 @dataclass(frozen=True)
 class Member:
-    """One file of the zip: its name inside, where it is, its size in bytes."""
+    """One file of the zip: its name inside, its size in bytes, a tag of its content, and its bytes in pieces."""
 
     name: str
-    path: Path
     size: int
+    etag: str
+    read: Callable[[], Iterator[bytes]]
 
 
-def members_of(root: Path) -> list[Member]:
-    """Every regular file below `root`; metadata first and shallow first, so that readers find them early.
-
-    Links are left out: nothing outside `root` can get in.
-    """
-    found = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
-    names = {path: path.relative_to(root).as_posix() for path in found}
-    found.sort(key=lambda path: (path.name != "zarr.json", names[path].count("/"), names[path]))
-    return [Member(names[path], path, path.stat().st_size) for path in found]
+def members_of(reader: JobReader, folder: str) -> list[Member]:
+    """Every file of a job's folder; metadata first and shallow first, so that readers find them early."""
+    found = [
+        Member(key.removeprefix(f"{folder}/"), size, etag, partial(reader.chunks, key))
+        for key, size, etag in reader.list(folder)
+    ]
+    return sorted(found, key=lambda each: (each.name.split("/")[-1] != "zarr.json", each.name.count("/"), each.name))
 
 
 def zip_length(members: Sequence[Member], limit: int = LIMIT_32) -> int:
@@ -54,38 +57,39 @@ def stream_zip(members: Sequence[Member], limit: int = LIMIT_32) -> Iterator[byt
         Consecutive bytes, `zip_length(members)` in all.
 
     Raises:
-        OSError: a file has changed or gone since it was listed (the connection then breaks off: a short
-            zip must not look whole).
+        OSError: a file has changed or gone since it was listed, or the storage is away (the connection then breaks
+            off: a short zip must not look whole).
 
     Source: PKWARE APPNOTE 6.3.9, §4.3.
     """
     offset, directory = 0, bytearray()
     for member in members:
-        checksum = _checksum(member)
+        held = list(_content(member)) if member.size <= HELD_BYTES else None
+        checksum = _checksum(held if held is not None else _content(member))
         header = _local_header(member, checksum, limit)
         directory += _directory_entry(member, checksum, offset, limit)
         yield header
-        yield from _content(member)
+        yield from held if held is not None else _content(member)
         offset += len(header) + member.size
     yield bytes(directory) + _end(len(members), len(directory), offset, limit)
 
 
-def _checksum(member: Member) -> int:
+def _checksum(pieces: Iterable[bytes]) -> int:
     checksum = 0
-    for piece in _content(member):
+    for piece in pieces:
         checksum = zlib.crc32(piece, checksum)
     return checksum
 
 
 def _content(member: Member) -> Iterator[bytes]:
     left = member.size
-    with member.path.open("rb") as file:
-        while left:
-            piece = file.read(min(CHUNK_BYTES, left))
-            if not piece:
-                raise OSError(f"{member.name} became shorter while it was sent")
-            left -= len(piece)
-            yield piece
+    for piece in member.read() if left else ():
+        left -= len(piece)
+        if left < 0:
+            break
+        yield piece
+    if left:
+        raise OSError(f"{member.name} became {'longer' if left < 0 else 'shorter'} while it was sent")
 
 
 def _local_header(member: Member, checksum: int, limit: int) -> bytes:

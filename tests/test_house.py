@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("service", "worker", "model")
 COMMAND_FILES = (
     "service/serve.py", "worker/cli.py", "model/cli.py", "model/checkpoint_cli.py", "model/training/cli.py",
+    "model/dataset_cli.py", "model/chains_cli.py", "service/jobs_cli.py", "worker/ledger_cli.py",
 )  # fmt: skip
 MAX_WEIGHTS_BYTES = 25 * 2**20
 MAX_LINES = 400
@@ -82,7 +83,7 @@ def test_the_commands_can_be_listed_without_torch():
 
 
 def commands() -> list[str]:
-    return ["serve", *pyproject()["project"]["entry-points"]["slidereason.commands"]]
+    return ["serve", "jobs", *pyproject()["project"]["entry-points"]["slidereason.commands"]]
 
 
 def options() -> list[tuple[str, str]]:
@@ -231,8 +232,13 @@ def normal(name: str) -> str:
 
 
 def locked() -> dict[str, str]:
+    """Package → version, of the lines that hold for this Python."""
+    from packaging.requirements import Requirement
+
     lines = (REPOSITORY / "requirements.lock").read_text().splitlines()
-    return {normal(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", "\n".join(lines), re.MULTILINE)}
+    found = [Requirement(line) for line in lines if re.match(r"[\w.-]+==", line)]
+    here = [need for need in found if need.marker is None or need.marker.evaluate()]
+    return {normal(need.name): str(need.specifier).removeprefix("==") for need in here}
 
 
 def declared() -> set[str]:

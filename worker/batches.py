@@ -67,4 +67,4 @@ def _finished(tile: Tile, future: "Future[np.ndarray]") -> tuple[Tile, np.ndarra
     try:
         return tile, future.result()
     except Exception as error:  # a decoder may raise anything; the job goes on without this tile
-        return tile, TileFailed(f"tile {tile.key} could not be read: {error}", subject=tile.key)
+        return tile, TileFailed(f"tile {tile.key} could not be read: {error}", field="slide", subject=tile.key)

@@ -1,7 +1,6 @@
 """Commands of the worker's room: `slidereason segment`, `worker`, `demo`. What is heavy is imported when one runs."""
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -53,14 +52,27 @@ def run_worker(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="slidereason worker", description="Run one worker; one per GPU.")
     parser.add_argument("--broker-url", help="redis://… (SLIDEREASON_BROKER_URL)")
     parser.add_argument("--database-url", help="postgresql+psycopg://… (SLIDEREASON_DATABASE_URL)")
-    parser.add_argument("--artifacts", help="folder of the jobs' artifacts (SLIDEREASON_ARTIFACTS)")
+    parser.add_argument("--artifacts", help="folder of the jobs' artifacts, or s3://… (SLIDEREASON_ARTIFACTS)")
+    parser.add_argument("--scratch", help="folder for work in progress, with s3 (SLIDEREASON_SCRATCH)")
     parser.add_argument("--model", help="name of the segmenter (SLIDEREASON_MODEL, default tiny)")
-    parser.add_argument("--threads", help="blocks worked on at once (SLIDEREASON_THREADS, default 2)")
+    parser.add_argument(
+        "--block-threads", "--threads", dest="block_threads",
+        help="blocks worked on at once (SLIDEREASON_BLOCK_THREADS, default 2)",
+    )  # fmt: skip
     parser.add_argument("--max-batch", help="tiles per call of the model (SLIDEREASON_MAX_BATCH, default 64)")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (SLIDEREASON_DEVICE, default auto)")
+    parser.add_argument("--drain-s", help="seconds running blocks get on SIGTERM (SLIDEREASON_DRAIN_S, default 25)")
+    parser.add_argument(
+        "--memory-limit-bytes",
+        help="drain and end with 75 above it (SLIDEREASON_MEMORY_LIMIT_BYTES, default 90 %% of the control group's)",
+    )  # fmt: skip
+    parser.add_argument("--health-host", help="address of probes and metrics (SLIDEREASON_HEALTH_HOST, loopback)")
+    parser.add_argument("--health-port", help="port of probes and metrics (SLIDEREASON_HEALTH_PORT, default 0: none)")
+    parser.add_argument("--retention-days", help="how long ended jobs are kept (SLIDEREASON_RETENTION_DAYS, for ever)")
+    parser.add_argument("--log-format", help="text or json (SLIDEREASON_LOG_FORMAT)")
+    parser.add_argument("--log-level", help="DEBUG, INFO, WARNING, ERROR or CRITICAL (SLIDEREASON_LOG_LEVEL)")
     options = vars(parser.parse_args(argv))
     given = {f"SLIDEREASON_{name.upper()}": value for name, value in options.items() if value is not None}
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def serve() -> int:
         from worker import worker_main

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,9 @@ LONGEST_SOCKET_PATH = 100
 """A unix socket's path may have 107 characters on Linux."""
 
 STOP_S = 15.0
+DRAIN_S = 1.0
+"""Who stops the service wants it to stop; its blocks are handed back and go on at the next start."""
+
 RESTART_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses before a child that keeps dying is started again; one that lived for a minute starts over."""
 
@@ -122,8 +125,7 @@ class Embedded:
 
     def __init__(self, data: Path, lock: int, supervisor: Supervisor, urls: tuple[str, str, str], socket: Path | None):
         self.data = data
-        self.broker_url, self.database_url, artifacts = urls
-        self.artifacts_root = Path(artifacts)
+        self.broker_url, self.database_url, self.artifacts = urls
         self._lock = lock
         self._supervisor = supervisor
         self._socket = socket
@@ -134,6 +136,11 @@ class Embedded:
 
     def __exit__(self, *_) -> None:
         self.stop()
+
+    @property
+    def artifacts_root(self) -> Path:
+        """Folder of the artifacts, where they are in one."""
+        return Path(self.artifacts)
 
     @property
     def worker_pids(self) -> list[int]:
@@ -166,6 +173,7 @@ def start(
     artifacts: str | None = None,
     lease_s: float = 30.0,
     sweep_s: float = 10.0,
+    drain_s: float = DRAIN_S,
 ) -> Embedded:
     """Start what the service needs on one machine.
 
@@ -176,6 +184,7 @@ def start(
         workers: worker processes; 0 starts none.
         broker_url, database_url, artifacts: used as they are instead of the embedded ones.
         lease_s, sweep_s: how long a unit stays owned without renewal; seconds between sweeps.
+        drain_s: how long a worker that is stopped may go on with what it has in hand.
 
     Returns:
         The running children; the broker answers, the workers may still be loading their model.
@@ -195,7 +204,11 @@ def start(
             _start_redis(supervisor, data / "redis", socket)
             broker_url = f"redis+socket://{socket}"
         urls = (broker_url, database_url or f"sqlite:///{data / 'ledger.sqlite'}", artifacts or str(data / "artifacts"))
-        environment = _worker_environment(urls, model, threads, lease_s, sweep_s)
+        settings = {
+            "BROKER_URL": urls[0], "DATABASE_URL": urls[1], "ARTIFACTS": urls[2], "MODEL": model,
+            "BLOCK_THREADS": threads, "LEASE_S": lease_s, "SWEEP_S": sweep_s, "DRAIN_S": drain_s,
+        }  # fmt: skip
+        environment = _worker_environment(settings)
         for _ in range(workers):
             supervisor.keep("worker", lambda: _start_worker(environment))
     except BaseException:
@@ -265,17 +278,10 @@ def _start_redis(supervisor: Supervisor, folder: Path, socket: Path) -> None:
     client.close()
 
 
-def _worker_environment(
-    urls: tuple[str, str, str], model: str, threads: int, lease_s: float, sweep_s: float
-) -> dict[str, str]:
-    broker_url, database_url, artifacts = urls
-    settings = {
-        "BROKER_URL": broker_url, "DATABASE_URL": database_url, "ARTIFACTS": artifacts, "MODEL": model,
-        "THREADS": threads, "LEASE_S": lease_s, "SWEEP_S": sweep_s, "PARENT_PID": os.getpid(),
-    }  # fmt: skip
+def _worker_environment(settings: Mapping[str, object]) -> dict[str, str]:
     # The worker imports from where the service does, whatever it was started as.
     paths = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    own = {f"SLIDEREASON_{name}": str(value) for name, value in settings.items()}
+    own = {f"SLIDEREASON_{name}": str(value) for name, value in {**settings, "PARENT_PID": os.getpid()}.items()}
     return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONPATH": paths, **own}
 
 

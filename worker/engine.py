@@ -4,7 +4,9 @@ Block threads call `submit` and wait on the future; the engine thread takes what
 """
 
 import hashlib
+import logging
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
@@ -14,7 +16,12 @@ import numpy as np
 
 from model.exemplar import Exemplar
 from model.segmenter import Segmenter, TileAnswer, TileBatch
+from worker import metrics
 from worker.errors import JobDismissed, TileFailed
+
+log = logging.getLogger(__name__)
+
+WARM_UP_QUERY = "Is there anything here?"
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,8 @@ class Engine:
         self._waiting: deque[tuple[bytes, TileRequest, Future]] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._dead: BaseException | None = None
+        self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -149,10 +158,13 @@ class Engine:
 
         Raises:
             RuntimeError: the engine is closed.
+            JobDismissed: its thread died; the work belongs to another worker now.
         """
         key, future = request.key(), Future()
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._waiting) < self._max_waiting)
+            if self._dead is not None:
+                raise _gone(self._dead)
             if self._closed:
                 raise RuntimeError("the engine is closed")
             known = self._cache.get(key)
@@ -162,6 +174,31 @@ class Engine:
                 self._waiting.append((key, request, future))
                 self._changed.notify_all()
         return future
+
+    def warm_up(self) -> float:
+        """Run the segmenter once, on a blank tile, so that no job pays for what the first call has to load.
+
+        Returns:
+            Seconds it took.
+
+        Raises:
+            TileFailed, MemoryError: the segmenter cannot even do that.
+        """
+        begun = time.monotonic()
+        blank = np.full((self.card.tile_size_px, self.card.tile_size_px, 3), 255, np.uint8)
+        self.submit(TileRequest(blank, self.card.default_mpp, WARM_UP_QUERY)).result()
+        return time.monotonic() - begun
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread is there to answer."""
+        return self._thread.is_alive()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds the call of the segmenter that runs now has taken; 0 when none does."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def close(self) -> None:
         """Stop the thread; requests still waiting fail."""
@@ -173,15 +210,30 @@ class Engine:
             future.cancel()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._waiting)
-                if self._closed:
-                    return
-                taken = self._take_batch()
-                self._changed.notify_all()
-            if taken:
-                self._answer(taken)
+        taken: list[_Asked] = []
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed or self._waiting)
+                    if self._closed:
+                        return
+                    taken = self._take_batch()
+                    self._changed.notify_all()
+                if taken:
+                    self._answer(taken)
+        except BaseException as error:  # nobody may wait for a thread that is gone
+            log.critical("the engine's thread died", exc_info=error)
+            self._die(error, taken)
+
+    def _die(self, error: BaseException, taken: list[_Asked]) -> None:
+        with self._changed:
+            self._closed, self._dead = True, error
+            futures = [future for asked in taken for _, future in asked.waiting]
+            futures += [future for _, _, future in self._waiting]
+            self._waiting.clear()
+            self._changed.notify_all()
+        for future in futures:
+            _resolve(future, _gone(error))
 
     def _take_batch(self) -> list[_Asked]:
         """The oldest waiting requests of one tile shape; the same request twice is asked once.
@@ -245,7 +297,13 @@ class Engine:
             exemplars=exemplars if any(exemplars) else (),
             tile_first=np.array([request.tile_first for request in requests], bool),
         )
-        answers = self._segmenter.predict(batch, lambda: all(asked.cancelled() for asked in taken))
+        metrics.BATCH_FILL.observe(len(requests) / self.max_batch)
+        self._busy_since = time.monotonic()
+        try:
+            with metrics.BATCH_S.time():
+                answers = self._segmenter.predict(batch, lambda: all(asked.cancelled() for asked in taken))
+        finally:
+            self._busy_since = None
         if len(answers) != len(requests):
             raise ValueError(f"{len(requests)} tiles went in and {len(answers)} answers came out")
         return [replace(answer, masks=np.asarray(answer.masks, np.float16)) for answer in answers]
@@ -260,6 +318,10 @@ def _resolve(future: Future, outcome: TileAnswer | Exception) -> None:
             future.set_result(outcome)
     except InvalidStateError:
         pass
+
+
+def _gone(error: BaseException) -> JobDismissed:
+    return JobDismissed(f"the engine's thread died of {type(error).__name__}: {error}")
 
 
 def _cost(answer: TileAnswer) -> int:

@@ -8,11 +8,13 @@
      ├─ BadRequest (ValueError)               a field's value is not accepted; says what would be
      │   └─ TooLarge                          a limit was passed
      ├─ JobNotFound (LookupError)             no such job
+     ├─ JobExpired (LookupError)              its results were removed when their time was over
      ├─ JobConflict (ValueError)              same idempotency key, other body; or the job's state forbids it
      ├─ QueueFull (RuntimeError)              too many open jobs; try later
      ├─ LeaseLost (RuntimeError)              another worker owns the block now
      ├─ JobDismissed (InterruptedError)       the job was cancelled while it ran
      ├─ CoverageTooLow (RuntimeError)         fewer tiles could be looked at than the job's min_coverage
+     ├─ StorageAway (OSError)                 artifacts cannot be read or written now; the work waits
      └─ TileFailed (RuntimeError)             a tile could not be read or segmented
 """
 
@@ -77,6 +79,12 @@ class JobNotFound(SlideReasonError, LookupError):
     code = "job-not-found"
 
 
+class JobExpired(SlideReasonError, LookupError):
+    """The job was there; its results were removed when the time they are kept was over."""
+
+    code = "job-expired"
+
+
 class JobConflict(SlideReasonError, ValueError):
     """The same idempotency key came with another body, or the job's state forbids the call."""
 
@@ -87,7 +95,10 @@ class QueueFull(SlideReasonError, RuntimeError):
     """Too many open jobs; try again after `retry_after_s`."""
 
     code = "queue-full"
-    retry_after_s = 30
+
+    def __init__(self, message: str, *, retry_after_s: int = 30, field: str | None = None, subject: str | None = None):
+        super().__init__(message, field=field, subject=subject)
+        self.retry_after_s = retry_after_s
 
 
 class LeaseLost(SlideReasonError, RuntimeError):
@@ -106,6 +117,12 @@ class CoverageTooLow(SlideReasonError, RuntimeError):
     """Fewer tiles could be looked at than the job's `min_coverage`."""
 
     code = "coverage-too-low"
+
+
+class StorageAway(SlideReasonError, OSError):
+    """Artifacts cannot be read or written now; nothing the data could help."""
+
+    code = "storage-away"
 
 
 class TileFailed(SlideReasonError, RuntimeError):

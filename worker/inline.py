@@ -98,7 +98,7 @@ def _run(spec: JobSpec, workspace: Path, segmenter: Segmenter, progress: Callabl
         job_id, _ = ledger.create_job(spec, job_id=_job_id(spec))
         with Engine(segmenter) as engine:
             runner = Runner(
-                ledger, LocalArtifacts(workspace), engine, "inline", (spec.model,),
+                ledger, LocalArtifacts(workspace, durable=False), engine, "inline", (spec.model,),
                 progress=lambda work, done, failed: counts.update({work.key: done + failed}),
                 on_error=lambda _, error: _note(runner, errors, error),
             )  # fmt: skip

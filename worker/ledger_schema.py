@@ -15,15 +15,25 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TextClause,
     create_engine,
     event,
+    false,
     text,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
+from worker.migrations import migrate
+
 metadata = MetaData()
+
+
+def partial(condition: str) -> dict[str, TextClause]:
+    """Options of an index over only the rows where an SQL condition holds."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
 
 jobs = Table(
     "jobs",
@@ -50,10 +60,28 @@ jobs = Table(
     Column("slide", JSON),
     Column("card", JSON),
     Column("result", JSON),
+    Column("tenant", String(64), nullable=False, server_default="default"),
+    Column("trace", String(64)),
+    Column("ready", Integer, nullable=False, server_default="0"),
+    Column("units_left", Integer, nullable=False, server_default="1"),
+    Column("expired", Float),
+    Column("purged", Boolean, nullable=False, server_default=false()),
     Index("jobs_by_age", "created", "job_id"),
     Index("jobs_by_status", "status"),
+    Index("jobs_by_tenant", "tenant", "created"),
+    Index("jobs_by_end", "finished"),
 )
-"""One row per job; `plan` and `slide` are written by the plan unit, `result` by the finish unit."""
+"""One row per job; `plan` and `slide` are written by the plan unit, `result` by the finish unit.
+
+`ready` counts the units that wait while the job may go on, `units_left` those that are not through: the scheduler reads
+no other table before it has chosen a job. `expired` is when its results were given up, `purged` that they are gone.
+"""
+
+Index("jobs_ready", jobs.c.model, jobs.c.priority, jobs.c.tenant, jobs.c.created, **partial("ready > 0"))
+Index(
+    "jobs_ready_short", jobs.c.model, jobs.c.priority, jobs.c.tenant, jobs.c.units_left, jobs.c.created,
+    **partial("ready > 0"),
+)  # fmt: skip
 
 units = Table(
     "units",
@@ -79,11 +107,26 @@ units = Table(
     Column("error", Text),
     Index("units_by_state", "state", "lease_until"),
 )
-"""One row per leased unit of work: a job's plan, each of its blocks, its finish.
+"""One row per leased unit of work: a job's plan, each of its blocks, its finish, and each export that was asked for.
 
 `state` goes waiting -> leased -> done | failed, back to waiting when an owner is lost; a finish row is `held` until the
 last block is in. `token` grows by one with every claim and fences off late owners.
 """
+
+Index("units_waiting", units.c.job_id, units.c.position, **partial("state = 'waiting'"))
+Index(
+    "units_exports", units.c.position, **partial("state = 'waiting' AND kind = 'export'")
+)
+Index("units_isolated", units.c.job_id, sqlite_where=units.c.isolated, postgresql_where=units.c.isolated)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("served", Float, nullable=False, default=0.0),
+    Column("started", Float, nullable=False, default=0.0),
+)
+"""What each tenant has had, in tiles of virtual time: `worker.scheduler.TenantShare`."""
 
 workers = Table(
     "workers",
@@ -109,6 +152,8 @@ idempotency = Table(
     Column("body_hash", String(128), nullable=False),
     Column("job_id", String(32), nullable=False),
 )
+
+Index("idempotency_by_job", idempotency.c.job_id)
 
 leases = Table(
     "leases",
@@ -138,24 +183,59 @@ def _now_postgresql(element, compiler, **kw) -> str:
     return "CAST(extract(epoch from clock_timestamp()) AS double precision)"
 
 
-def connect(url: str) -> Engine:
-    """Open the ledger's database and create its tables where they are missing.
+PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""A PostgreSQL whose host is gone is noticed within half a minute (seconds; milliseconds the last)."""
+
+SILENT_S = 10.0
+"""So long may a process say nothing amid a transaction, then PostgreSQL ends that, and with it its locks. Ours take
+milliseconds: whoever is silent is stopped, or its host is gone, and would hold up its job for as long."""
+
+
+def connect(url: str, upgrade: bool = True) -> Engine:
+    """Open the ledger's database.
 
     Args:
         url: `sqlite:///path` or `postgresql+psycopg://…`.
+        upgrade: bring its tables to this version's where they are older or missing.
 
     Returns:
         An engine whose transactions start with BEGIN IMMEDIATE on SQLite, unless the connection has the execution
         option `reading`: a deferred transaction that was reading and then wants to write fails when another wrote.
+
+    Raises:
+        SlideReasonError: the tables are of a newer version than this one, or older and not to be upgraded.
     """
+    engine = open_database(url)
+    try:
+        migrate(engine, upgrade)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def open_database(url: str) -> Engine:
+    """The same without a look at the tables."""
     if make_url(url).get_backend_name() == "sqlite":
-        engine = _connect_sqlite(url)
-    else:
-        engine = create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=24)
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":  # two processes that start at once must not both create tables
-            connection.execute(text("SELECT pg_advisory_xact_lock(7231)"))
-        metadata.create_all(connection, checkfirst=True)
+        return _connect_sqlite(url)
+    return _connect_postgresql(url)
+
+
+def _connect_postgresql(url: str) -> Engine:
+    engine = create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=24, connect_args=PATIENCE)
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection, _record) -> None:
+        # Not an option of the connection's start, which poolers refuse.
+        connection.execute(f"SET idle_in_transaction_session_timeout = {round(SILENT_S * 1000)}")
+        connection.commit()  # else the pool's rollback takes it back
+
     return engine
 
 

@@ -9,65 +9,35 @@ Every claim raises the unit's token by one; every later call of the owner carrie
 the owner of an older one. A transaction that touches several rows of a job locks the job's row first.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sqlalchemy import Connection, and_, case, func, insert, select, update
+from sqlalchemy import Connection, and_, func, insert, select, update
 
 from worker.errors import JobDismissed, LeaseLost
+from worker.ledger_claim import Work
+from worker.ledger_exports import ExportLedger
 from worker.ledger_rules import (
-    DEATHS_OF_A_TILE,
     FAULTS_ALLOWED,
     OPEN,
+    add_tiles,
     clock,
-    count_tiles,
     give_up,
-    is_claimable,
     is_unit,
     lock_job,
     new_unit,
+    one_done,
+    reason_away,
     reason_of,
     return_expired,
     settle,
 )
 from worker.ledger_schema import jobs, units
-from worker.ledger_workers import WorkerLedger
-from worker.types import JobSpec, SlideInfo, TilePlan
+from worker.types import SlideInfo, TilePlan
 
-if TYPE_CHECKING:
-    from model.segmenter import SegmenterCard
-
-SHOWN_FIRST = {"finish": 0, "segment": 1, "plan": 2}
-
-
-@dataclass(frozen=True)
-class Work:
-    """A claimed unit: what to do, for whom, under which token.
-
-    Attributes:
-        job_id, kind, key: which unit; kind is `plan`, `segment` or `finish`, key a block's key for `segment`.
-        token: fencing token of this claim.
-        spec: the job's spec.
-        plan, slide: the job's plan and slide, None before it was planned.
-        isolated: run tile by tile, each recorded with `begin_tile` before it starts.
-        quarantined: tiles that are not to be touched again.
-        tiles_done, tiles_failed: the job's counts when the unit was claimed.
-        plan_token: the token under which the plan was committed.
-    """
-
-    job_id: str
-    kind: str
-    key: str
-    token: int
-    spec: JobSpec
-    plan: TilePlan | None = None
-    slide: SlideInfo | None = None
-    isolated: bool = False
-    quarantined: tuple[str, ...] = ()
-    tiles_done: int = 0
-    tiles_failed: int = 0
-    plan_token: int = 0
+__all__ = ["BlockRow", "Sweep", "UnitLedger", "Work"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +57,7 @@ class Sweep:
 
     Attributes:
         expired: leases that had run out.
-        claimable: units that can be claimed now, per model.
+        claimable: units that can be claimed now, per model, exports included.
         unpublished: (job id, token) of committed finishes whose owner was lost before the job was closed, or is
             publishing right now.
     """
@@ -97,54 +67,10 @@ class Sweep:
     unpublished: Sequence[tuple[str, int]] = ()
 
 
-class UnitLedger(WorkerLedger):
+class UnitLedger(ExportLedger):
     """The worker's side of the ledger; `Ledger` adds the service's."""
 
-    # ---- claim, renew, commit ------------------------------------------------------------------------------------
-
-    def claim(self, worker_id: str, models: Sequence[str], card: "SegmenterCard | None" = None) -> Work | None:
-        """Lease the best unit there is: highest priority, then oldest job, then the unit nearest the job's end.
-
-        Args:
-            worker_id: the new owner.
-            models: names of the segmenters this worker serves; other jobs are left alone.
-            card: what the segmenter says of itself, noted with the job.
-
-        Returns:
-            The unit under a fresh token, or None when nothing waits.
-        """
-        with self._writing() as connection:
-            now = clock(connection)
-            row = connection.execute(
-                select(units, *_JOB_COLUMNS)
-                .join(jobs, jobs.c.job_id == units.c.job_id)
-                .where(is_claimable(now), jobs.c.model.in_(models))
-                .order_by(
-                    jobs.c.priority.desc(),
-                    jobs.c.created,
-                    jobs.c.job_id,
-                    case(SHOWN_FIRST, value=units.c.kind),
-                    units.c.position,
-                )
-                .limit(1)
-                .with_for_update(skip_locked=True, of=units)
-            ).first()
-            if row is None:
-                return None
-            token = row.token + 1
-            connection.execute(
-                update(units)
-                .where(is_unit(row.job_id, row.kind, row.key))
-                .values(
-                    state="leased", token=token, owner=worker_id, lease_until=now + self.lease_s, in_flight=None,
-                    tiles_done=0, tiles_failed=0,
-                )
-            )  # fmt: skip
-            changes = {"status": "running", "updated": now, "started": row.started or now}
-            if card is not None:
-                changes["card"] = asdict(card)
-            connection.execute(update(jobs).where(jobs.c.job_id == row.job_id).values(**changes))
-            return _work(connection, row, token)
+    # ---- renew, commit ---------------------------------------------------------------------------------------
 
     def renew(self, work: Work, tiles_done: int = 0, tiles_failed: int = 0) -> None:
         """Extend the lease and report progress.
@@ -159,11 +85,10 @@ class UnitLedger(WorkerLedger):
         """
         with self._writing() as connection:
             now = lock_job(connection, work.job_id)
+            stopping = add_tiles(connection, _named(work), tiles_done, tiles_failed, now)
             self._change_mine(
                 connection, work, lease_until=now + self.lease_s, tiles_done=tiles_done, tiles_failed=tiles_failed
             )
-            count_tiles(connection, work.job_id, now)
-            stopping = connection.scalar(select(jobs.c.stopping).where(jobs.c.job_id == work.job_id))
         if stopping:
             raise JobDismissed("the job was dismissed", subject=work.job_id)
 
@@ -217,11 +142,12 @@ class UnitLedger(WorkerLedger):
         """
         with self._writing() as connection:
             now = lock_job(connection, work.job_id)
+            settled = one_done(connection, _named(work), tiles_done, tiles_failed, now)
             self._change_mine(
                 connection, work, state="done", summary=summary, in_flight=None,
                 tiles_done=tiles_done, tiles_failed=tiles_failed,
             )  # fmt: skip
-            return settle(connection, work.job_id, now)
+            return 0 if settled else settle(connection, work.job_id, now)
 
     def commit_finish(self, work: Work, result: dict[str, Any], message: str) -> None:
         """Make this attempt the job's one result; the job closes with `close_job`, once it is published.
@@ -243,7 +169,7 @@ class UnitLedger(WorkerLedger):
             connection.execute(
                 update(jobs)
                 .where(jobs.c.job_id == job_id, jobs.c.status.in_(OPEN), jobs.c.job_id.in_(finished))
-                .values(status="successful", stopping=False, finished=now, updated=now)
+                .values(status="successful", stopping=False, finished=now, updated=now, ready=0, units_left=0)
             )
 
     # ---- what goes wrong -----------------------------------------------------------------------------------------
@@ -276,6 +202,9 @@ class UnitLedger(WorkerLedger):
                     .where(is_unit(row.job_id, row.kind, row.key))
                     .values(**values, in_flight=None, tiles_done=0, tiles_failed=0, error=reason_of(error))
                 )
+                told = f"tries again: {reason_of(error)}" if data_fault else f"waits: {reason_away(error)}"
+                still = (jobs.c.job_id == work.job_id, jobs.c.status.in_(OPEN))
+                connection.execute(update(jobs).where(*still).values(message=told))
             settle(connection, work.job_id, now)
 
     def release(self, work: Work) -> None:
@@ -305,15 +234,11 @@ class UnitLedger(WorkerLedger):
         return Sweep(expired, self.claimable(), self._unpublished())
 
     def claimable(self) -> dict[str, int]:
-        """How many units wait to be claimed, per model."""
+        """How many units wait, per model; those that wait out a pause are counted too."""
         with self._reading() as connection:
-            rows = connection.execute(
-                select(jobs.c.model, func.count())
-                .select_from(units.join(jobs, jobs.c.job_id == units.c.job_id))
-                .where(is_claimable(clock(connection)))
-                .group_by(jobs.c.model)
-            )
-            return {model: count for model, count in rows}
+            waiting = select(jobs.c.model, func.sum(jobs.c.ready)).where(jobs.c.ready > 0).group_by(jobs.c.model)
+            found = Counter({model: int(count) for model, count in connection.execute(waiting)})
+        return dict(found + Counter(self.claimable_exports()))
 
     def _unpublished(self) -> list[tuple[str, int]]:
         finished = and_(units.c.kind == "finish", units.c.state == "done", jobs.c.status.in_(OPEN))
@@ -344,54 +269,10 @@ class UnitLedger(WorkerLedger):
             )
 
 
-_JOB_COLUMNS = (
-    jobs.c.spec,
-    jobs.c.plan,
-    jobs.c.slide,
-    jobs.c.started,
-    jobs.c.tiles_done.label("job_tiles_done"),
-    jobs.c.tiles_failed.label("job_tiles_failed"),
-)
-
-
-
+def _named(work: Work) -> dict[str, str]:
+    return {"job": work.job_id, "its_kind": work.kind, "its_key": work.key}
 
 
 def _mine(work: Work):
     owned = and_(units.c.token == work.token, units.c.state == "leased")
     return and_(is_unit(work.job_id, work.kind, work.key), owned)
-
-
-
-
-def _work(connection: Connection, row: Any, token: int) -> Work:
-    planned = select(units.c.token).where(is_unit(row.job_id, "plan", ""))
-    # A tile that took two workers with it in one block is not tried in the next.
-    isolated = select(units.c.deaths).where(units.c.job_id == row.job_id, units.c.isolated)
-    deaths = [item for found in connection.scalars(isolated) for item in found.items()]
-    return Work(
-        job_id=row.job_id,
-        kind=row.kind,
-        key=row.key,
-        token=token,
-        spec=JobSpec.from_json(row.spec),
-        plan=TilePlan.from_json(row.plan) if row.plan else None,
-        slide=_slide_info(row.slide) if row.slide else None,
-        isolated=row.isolated,
-        quarantined=tuple(sorted({key for key, times in deaths if times >= DEATHS_OF_A_TILE})),
-        tiles_done=row.job_tiles_done,
-        tiles_failed=row.job_tiles_failed,
-        plan_token=connection.scalar(planned),
-    )
-
-
-def _slide_info(data: dict[str, Any]) -> SlideInfo:
-    """JSON knows no tuples; the frozen info has nothing else."""
-    levels = tuple(tuple(size) for size in data["level_dimensions"])
-    downsamples = tuple(data["level_downsamples"])
-    bounds = tuple(data["bounds_px0"]) if data.get("bounds_px0") else None
-    return SlideInfo(**{**data, "level_dimensions": levels, "level_downsamples": downsamples, "bounds_px0": bounds})
-
-
-
-

@@ -12,6 +12,7 @@ import numpy as np
 
 from model.exemplar import Exemplar
 from model.segmenter import TileAnswer
+from worker import metrics
 from worker.engine import Engine, TileRequest
 from worker.errors import SlideReasonError, TileFailed
 from worker.types import Tile
@@ -31,6 +32,7 @@ class Look:
         emitted, p_seg, confidence: how sure the model was.
         second: True when a mask was asked for.
         error: why there is no answer.
+        fault: what was at fault then: `slide`, `tile`, or None for the segmenter.
     """
 
     tile: Tile
@@ -42,6 +44,7 @@ class Look:
     confidence: float = 0.0
     second: bool = False
     error: str | None = None
+    fault: str | None = None
 
 
 Looks = dict[tuple[int, str], Look]
@@ -116,9 +119,10 @@ class Asker:
         """Put a question to the engine; a tile without pixels is not asked."""
         if isinstance(picture, TileFailed):
             return picture
-        return self.engine.submit(
-            TileRequest(picture, self.mpp, query, self.forced, self.cancelled, self.exemplar, self.tile_first)
-        )
+        with metrics.stage("wait_engine"):
+            return self.engine.submit(
+                TileRequest(picture, self.mpp, query, self.forced, self.cancelled, self.exemplar, self.tile_first)
+            )
 
     def receive(self, tile: Tile, query_index: int, answer: "Future[TileAnswer] | TileFailed") -> Look:
         """Wait for an answer.
@@ -127,11 +131,12 @@ class Asker:
             JobDismissed: the work is to stop.
         """
         if isinstance(answer, TileFailed):
-            return Look(tile, query_index, error=str(answer), second=self.forced)
+            return Look(tile, query_index, error=str(answer), fault=answer.field, second=self.forced)
         try:
-            said = answer.result()
+            with metrics.stage("wait_engine"):
+                said = answer.result()
         except TileFailed as error:
-            return Look(tile, query_index, error=str(error), second=self.forced)
+            return Look(tile, query_index, error=str(error), fault=error.field, second=self.forced)
         except SlideReasonError:
             self.check()
             raise

@@ -1,10 +1,10 @@
 """Outlines as people keep them in files: GeoJSON of any annotation tool, or a picture of the mask."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import shapely
 
@@ -14,7 +14,9 @@ from worker.slide_process import MEMORY_BYTES, TIMEOUT_S, call_in_child
 from worker.types import Ring, SlideInfo
 
 PICTURES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
-JPEG = b"\xff\xd8"
+JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+BITS_PER_SAMPLE = 258
+"""A tag of TIFF."""
 MAX_MASK_PX = 8192
 MAX_VERTICES = 10_000
 SMOOTHING_PX = (1.0, 2.0, 4.0)
@@ -105,10 +107,7 @@ def outline_mask(mask: np.ndarray, field: str = "exemplar.mask", max_vertices: i
         BadRequest: nothing is marked.
         TooLarge: it has more than `max_vertices` corners even then.
     """
-    import rasterio.features  # loads GDAL
-
-    shapes = rasterio.features.shapes(mask.astype(np.uint8), mask=mask, connectivity=4)
-    polygons = [shapely.Polygon(shell, holes) for shell, *holes in (shape["coordinates"] for shape, _ in shapes)]
+    polygons = _trace(mask)
     if not polygons:
         raise BadRequest(f"{field}: nothing is marked; paint what is meant in any colour but black", field=field)
     for tolerance_px in SMOOTHING_PX:
@@ -121,6 +120,26 @@ def outline_mask(mask: np.ndarray, field: str = "exemplar.mask", max_vertices: i
     return tuple(
         tuple(tuple(map(tuple, ring.coords)) for ring in (polygon.exterior, *polygon.interiors)) for polygon in polygons
     )
+
+
+def _trace(mask: np.ndarray) -> list[shapely.Polygon]:
+    """The pieces of a mask, along the edges of its pixels; pieces that only touch at a corner are two."""
+    faces = shapely.get_parts(shapely.polygonize(np.concatenate([_edges(mask, False), _edges(mask.T, True)])))
+    inside = shapely.get_coordinates(shapely.point_on_surface(faces)).astype(np.intp)
+    return [face for face, (x, y) in zip(faces, inside, strict=True) if mask[y, x]]
+
+
+def _edges(mask: np.ndarray, transposed: bool) -> np.ndarray:
+    """Lines between marked and unmarked pixels along axis 1, from corner to corner."""
+    padded = np.pad(mask, 1)
+    line = padded[1:, 1:-1] != padded[:-1, 1:-1]  # (H + 1, W): an edge above pixel (y, x)
+    corner = np.diff(padded, axis=1)
+    corner = corner[1:] | corner[:-1]  # (H + 1, W + 1): an edge across meets grid point (y, x)
+    before, after = np.pad(line, ((0, 0), (1, 0))), np.pad(line, ((0, 0), (0, 1)))
+    y, start = np.nonzero(after & (corner | ~before))
+    _, end = np.nonzero(before & (corner | ~after))
+    ends = np.stack([np.stack([start, y], -1), np.stack([end, y], -1)], 1).astype(float)
+    return shapely.linestrings(ends[..., ::-1] if transposed else ends)
 
 
 def _vertices(polygons: list[shapely.Polygon]) -> int:
@@ -144,10 +163,7 @@ def _outlines_of(path: str, size: tuple[int, int], field: str, max_vertices: int
         raise BadRequest(f"{field} cannot be read: {error.strerror}; {accepted}", field=field) from error
     if encoded.startswith(JPEG):
         raise BadRequest(f"{field}: a JPEG blurs the edges of a mask; {accepted}", field=field)
-    try:
-        picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        picture = None
+    picture = _decode(encoded)
     if picture is None:
         raise BadRequest(f"{field} cannot be read: it is no picture; {accepted}", field=field)
     if picture.shape[1::-1] != size:
@@ -159,9 +175,28 @@ def _outlines_of(path: str, size: tuple[int, int], field: str, max_vertices: int
     return outline_mask(_marked(picture), field, max_vertices)
 
 
+def _decode(encoded: bytes) -> np.ndarray | None:
+    """A picture's samples, (H, W[, C]) of any depth; None where it is no picture. Gateways have no OpenCV."""
+    import imagecodecs
+    import tifffile
+    from PIL import Image
+
+    try:
+        if encoded.startswith(PNG):
+            return imagecodecs.png_decode(encoded)  # keeps 16 bits of a colour, which Pillow does not
+        with Image.open(io.BytesIO(encoded), formats=("TIFF", "BMP")) as picture:
+            if picture.mode in ("RGB", "RGBA") and 16 in getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, ()):
+                return tifffile.imread(io.BytesIO(encoded), key=0)  # Pillow would drop the lower eight
+            coloured = picture.mode not in ("1", "L", "I", "F", "RGB", "RGBA") and not picture.mode.startswith("I;16")
+            return np.asarray(picture.convert("RGBA") if coloured else picture)
+    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError):
+        return None
+
+
 def _marked(picture: np.ndarray) -> np.ndarray:
     """(H, W[, C]) of any depth → (H, W) bool, what is neither black nor transparent."""
     if picture.ndim == 2:
         return picture > 0
-    marked = picture[..., :3].any(axis=-1)
-    return marked & (picture[..., 3] > 0) if picture.shape[-1] == 4 else marked
+    if picture.shape[-1] in (1, 3):
+        return picture.any(axis=-1)
+    return picture[..., :-1].any(axis=-1) & (picture[..., -1] > 0)

@@ -16,7 +16,6 @@ from zarr.codecs import ZstdCodec
 from worker.attempts import (  # noqa: F401 - re-exported: the disk side of a block has one address
     attempt_folder,
     publish,
-    publish_block,
     read_records,
     read_summaries,
     write_records,

@@ -3,6 +3,7 @@
     plan_job       slide, tissue, tiles -> blocks; the overlay's metadata, the RGB reference and the exemplar
     segment_block  read -> ask -> second looks -> blend -> probability shards and tile records; the hot loop
     finish_job     labels, pyramids, regions, reports
+    export_job     one foreign form of a finished job's results
 
 Each works in an attempt folder of its own that its caller publishes once the ledger has committed it, so each may run
 twice, at once, or half.
@@ -11,6 +12,8 @@ twice, at once, or half.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,19 +21,25 @@ from typing import Any, Protocol
 import numpy as np
 
 from model.segmenter import SegmenterCard
-from worker import labels, regions, report
-from worker.attempts import attempt_folder, publish, read_records, write_records, write_summary
+from worker import labels, metrics, regions, report
+from worker.artifacts import JobStore
+from worker.attempts import read_records, write_records, write_summary
 from worker.batches import read_tiles
 from worker.blend import BlockBlend, needs_second_look, tile_probability
 from worker.components import component_shares, local_components
 from worker.engine import Engine
 from worker.errors import BadRequest, CoverageTooLow, TileFailed
+from worker.exemplar import FOLDER as EXEMPLAR
 from worker.exemplar import PICTURE, JobExemplar, read_exemplar, take_exemplar, write_exemplar, write_png
+from worker.exports.catalogue import EXPORTS
 from worker.exports.geojson import write_geojson
+from worker.exports.job_results import WANTED, JobResults
+from worker.job_slide import open_unchanged
 from worker.ledger_units import BlockRow, Work
 from worker.looks import Asker, Look, Looks, Picture, probabilities, silent_tiles, take_looks
 from worker.overlay import create_overlay, write_block
 from worker.plan import block_of, plan_tiles
+from worker.pyramid import level_metadata, levels_of
 from worker.slides import Slide, open_slide
 from worker.survey import survey_slide, write_slide_reference
 from worker.tissue import find_tissue
@@ -73,11 +82,11 @@ class BlockResult:
     summary: dict[str, Any]
 
 
-def plan_job(job_root: Path, work: Work, card: SegmenterCard, watch: Watch) -> Planned:
+def plan_job(store: JobStore, work: Work, card: SegmenterCard, watch: Watch) -> Planned:
     """Inspect the slide, cut it into tiles and blocks, and lay out the overlay.
 
     Args:
-        job_root: the job's folder; written to `attempts/plan/{token}` only.
+        store: the job's files; written to `attempts/plan/{token}` only.
         work: the plan unit.
         card: the segmenter's tile size and mpp.
         watch: told nothing but asked whether to stop.
@@ -95,7 +104,7 @@ def plan_job(job_root: Path, work: Work, card: SegmenterCard, watch: Watch) -> P
     plan = plan_tiles(info, spec, tissue, card.tile_size_px, card.default_mpp)
     exemplar = None if spec.exemplar is None else take_exemplar(spec.exemplar, plan.mpp, plan.tile_px)
     watch.check()
-    folder = attempt_folder(job_root, "plan", work.token)
+    folder = store.attempt("plan", work.token)
     if exemplar is not None:
         write_exemplar(folder, exemplar)
     create_overlay(folder / "overlay.zarr", plan, info, spec.queries)
@@ -103,11 +112,11 @@ def plan_job(job_root: Path, work: Work, card: SegmenterCard, watch: Watch) -> P
     return Planned(plan, info, {key: len(block_of(plan, key).owned) for key in plan.block_keys})
 
 
-def segment_block(job_root: Path, work: Work, engine: Engine, watch: Watch) -> BlockResult:
+def segment_block(store: JobStore, work: Work, engine: Engine, watch: Watch) -> BlockResult:
     """Segment one block.
 
     Args:
-        job_root: the job's folder; written to `attempts/{block}/{token}` only.
+        store: the job's files; written to `attempts/{block}/{token}` only.
         work: the block; isolated, its tiles run one by one, each recorded before it starts.
         engine: answers.
         watch: told of each owned tile, asked between tiles whether to stop.
@@ -117,27 +126,42 @@ def segment_block(job_root: Path, work: Work, engine: Engine, watch: Watch) -> B
         SlideReasonError: the slide is gone or no longer opens.
     """
     spec, plan = work.spec, work.plan
-    publish(job_root, "plan", work.plan_token)
+    store.publish("plan", work.plan_token)
+    store.fetch(*files_of_plan(plan, spec))
     block = block_of(plan, work.key)
-    ask = asker(work, engine, watch, exemplar_of(job_root, spec))
+    ask = asker(work, engine, watch, exemplar_of(store.root, spec))
     with open_slide(spec.slide_path, spec.mpp_override) as slide:
         looks = first_looks(slide, block, work, watch, ask)
         if spec.second_look:
             looks |= second_looks(slide, block, work, watch, replace(ask, forced=True), looks)
     watch.begin_tile(None)
-    folder = attempt_folder(job_root, work.key, work.token)
+    folder = store.attempt(work.key, work.token)
     records = []
     for index in range(len(spec.queries)):
-        blend = BlockBlend(block, plan.tile_px, spec.threshold)
         mine = [looks[index, tile.key] for tile in block.tiles + block.halo]
-        for look in mine:
-            if look.error is None:
-                blend.add(look.tile, look.probability)
-        probability = blend.result()
-        write_block(job_root, folder, plan, block, index, probability)
-        components, _ = local_components(probability, spec.threshold)
+        with metrics.stage("blend"):
+            blend = BlockBlend(block, plan.tile_px, spec.threshold)
+            for look in mine:
+                if look.error is None:
+                    blend.add(look.tile, look.probability)
+            probability = blend.result()
+        with metrics.stage("write"):
+            write_block(store.root, folder, plan, block, index, probability)
+        with metrics.stage("blend"):
+            components, _ = local_components(probability, spec.threshold)
         records += tile_records(mine[: len(block.tiles)], block, blend, components)
     return close_block(folder, block, records)
+
+
+def files_of_plan(plan: TilePlan, spec: JobSpec) -> list[str]:
+    """Keys of what a block needs of the published plan: the metadata of the arrays it writes, and the exemplar."""
+    written = [
+        level_metadata(Path(), f"probability/{index}", level).as_posix()
+        for index in range(len(spec.queries))
+        for level in levels_of(plan)
+        if level.owned
+    ]
+    return written if spec.exemplar is None else [*written, f"{EXEMPLAR}/"]
 
 
 def exemplar_of(job_root: Path, spec: JobSpec) -> JobExemplar | None:
@@ -154,7 +178,11 @@ def first_looks(slide: Slide, block: Block, work: Work, watch: Watch, ask: Asker
     for look in take_looks(pictures, lambda _: everything, work.spec.queries, ask):
         looks[look.query_index, look.tile.key] = look
         if look.query_index == last and look.tile.key in block.owned:
-            watch.tile_done(any(looks[index, look.tile.key].error is not None for index in everything))
+            asked = [looks[index, look.tile.key] for index in everything]
+            faults = [each.fault for each in asked if each.error is not None]
+            if faults:
+                metrics.tile_failed(faults[0])
+            watch.tile_done(bool(faults))
     return looks
 
 
@@ -189,15 +217,15 @@ def asker(work: Work, engine: Engine, watch: Watch, exemplar: JobExemplar | None
 def read_pictures(slide: Slide, tiles: Iterable[Tile], work: Work, watch: Watch) -> Iterator[Picture]:
     """Pixels of each tile, ahead of the consumer; one by one and recorded first when the block is isolated."""
     if not work.isolated and not work.quarantined:
-        yield from read_tiles(slide, work.plan, tiles)
+        yield from metrics.timed(read_tiles(slide, work.plan, tiles), "read")
         return
     for tile in tiles:
         if tile.key in work.quarantined:
-            yield tile, TileFailed(f"tile {tile.key} is {QUARANTINED}", subject=tile.key)
+            yield tile, TileFailed(f"tile {tile.key} is {QUARANTINED}", field="tile", subject=tile.key)
             continue
         if work.isolated:
             watch.begin_tile(tile.key)
-        yield from read_tiles(slide, work.plan, [tile], threads=1, ahead=1)
+        yield from metrics.timed(read_tiles(slide, work.plan, [tile], threads=1, ahead=1), "read")
 
 
 def tile_records(looks: Iterable[Look], block: Block, blend: BlockBlend, components: np.ndarray) -> list[TileRecord]:
@@ -234,11 +262,13 @@ def close_block(folder: Path, block: Block, records: list[TileRecord]) -> BlockR
     return BlockResult(len(block.owned) - len(failed), len(failed), summary)
 
 
-def finish_job(job_root: Path, work: Work, blocks: list[BlockRow], card: SegmenterCard, watch: Watch) -> dict[str, Any]:
+def finish_job(
+    store: JobStore, work: Work, blocks: list[BlockRow], card: SegmenterCard, watch: Watch
+) -> dict[str, Any]:
     """Unite the blocks into labels, regions and reports.
 
     Args:
-        job_root: the job's folder; written to `attempts/finish/{token}`, after publishing every committed block.
+        store: the job's files; written to `attempts/finish/{token}`, after publishing every committed block.
         work: the finish unit.
         blocks: the job's blocks as the ledger has them.
         card: the segmenter that did it.
@@ -252,11 +282,10 @@ def finish_job(job_root: Path, work: Work, blocks: list[BlockRow], card: Segment
     """
     spec, plan, info = work.spec, work.plan, work.slide
     coverage = require_coverage(work)
-    publish(job_root, "plan", work.plan_token)
-    for block in blocks:
-        if block.state == "done":
-            publish(job_root, block.key, block.token)
-    folder = attempt_folder(job_root, "finish", work.token)
+    store.publish("plan", work.plan_token)
+    store.publish_all({block.key: block.token for block in blocks if block.state == "done"})
+    store.fetch("")
+    job_root, folder = store.root, store.attempt("finish", work.token)
     labels.build_labels(job_root, folder, plan, spec)
     watch.check()
 
@@ -282,6 +311,29 @@ def finish_job(job_root: Path, work: Work, blocks: list[BlockRow], card: Segment
         "coverage": coverage,
         "failed_tiles": work.tiles_failed,
     }
+
+
+def export_job(store: JobStore, work: Work, watch: Watch) -> None:
+    """Write one export of a finished job.
+
+    Args:
+        store: the job's files; written to `attempts/export.{name}/{token}`.
+        work: the export unit.
+        watch: asked before it starts whether to stop.
+
+    Raises:
+        BadRequest: there is no such export (any more).
+    """
+    export = EXPORTS.get(work.key)
+    if export is None:
+        raise BadRequest(f"there is no export {work.key!r}; there are {', '.join(EXPORTS)}", field="name")
+    store.fetch(*WANTED)
+    watch.check()
+    path = store.attempt(f"export.{work.key}", work.token) / export.key
+    path.parent.mkdir(parents=True)
+    finished = datetime.fromtimestamp(work.finished, UTC)
+    opener = partial(open_unchanged, work.spec, work.slide)
+    export.load()(JobResults(work.job_id, work.spec, work.plan, work.slide, finished, store.root, opener), path)
 
 
 def require_coverage(work: Work) -> float:

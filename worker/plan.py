@@ -90,8 +90,8 @@ def block_of(plan: TilePlan, key: str) -> Block:
         key: `row_col` of the block.
 
     Returns:
-        Its part of the overlay; every wanted tile that touches it; the wanted neighbours of those (halo); and the
-        keys of the tiles it owns.
+        Its part of the overlay; every wanted tile that touches it; the wanted neighbours of those (halo), where tiles
+        overlap at all, since else they could say nothing about them; and the keys of the tiles it owns.
 
     Raises:
         BadRequest: the overlay has no such block.
@@ -109,7 +109,7 @@ def block_of(plan: TilePlan, key: str) -> Block:
     window = wanted[top : row1 + 1, left : col1 + 1]
     dy, dx = top - (row0 - 1), left - (col0 - 1)
     around[dy : dy + window.shape[0], dx : dx + window.shape[1]] = window
-    halo = around & _grow(mine) & ~mine
+    halo = around & _grow(mine) & ~mine if plan.stride_px < plan.tile_px else np.zeros_like(mine)
     tiles = _tiles_at(plan, mine, row0 - 1, col0 - 1)
     return Block(
         row=row,

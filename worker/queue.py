@@ -41,7 +41,10 @@ def make_app(broker_url: str) -> Celery:
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
         worker_pool="threads",
+        # A worker waits for its broker for as long as it takes; meanwhile it looks into the ledger itself.
         broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
         task_serializer="json",

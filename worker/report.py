@@ -1,6 +1,6 @@
 """The report of a job: what was asked, what was found, why, and what was not looked at.
 
-One dict carries everything; JSON and HTML are two faces of it.
+One dict carries everything, as `report_schema.json` describes it; JSON, HTML, Markdown and PDF are faces of it.
 """
 
 import base64
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from worker.report_parts import coverage_words
 from worker.types import JobSpec, Region, SlideInfo, TilePlan, TileRecord
 from worker.wording import (
     area_words,
@@ -257,24 +258,6 @@ def _not_found(
         share = f"{said[0]['tiles']:,} of {tally.emitted + tally.silent:,}"
         words.append(f"What most tiles said ({share}): “{said[0]['text']}”")
     return words
-
-
-def coverage_words(coverage: Mapping[str, Any]) -> str:
-    """What was not looked at, in words."""
-    words = []
-    if coverage["skipped"]:
-        everything = coverage["tiles"] + coverage["skipped"]
-        words.append(
-            f"Not looked at: {coverage['skipped']:,} of {count_words(everything, 'tile')} "
-            "(glass, or outside the region of interest)."
-        )
-    if coverage["failed"]:
-        reasons = "; ".join(f"{entry['reason']} ({entry['tiles']:,})" for entry in coverage["failed_reasons"][:3])
-        words.append(
-            f"{count_words(coverage['failed'], 'tile')} failed and {'was' if coverage['failed'] == 1 else 'were'} "
-            f"not judged: {reasons}. Coverage is {percent_words(coverage['coverage'])}."
-        )
-    return " ".join(words) or "Every tile of the slide was looked at."
 
 
 def _whole_answer(

@@ -2,7 +2,6 @@
 
 import math
 
-import cv2
 import numpy as np
 
 SNAP_FACTOR = 8.0
@@ -31,14 +30,20 @@ def resample_area(
         if round(width) == out_w and round(height) == out_h:
             return _crop(image, x, y, width, height)
         if step_x >= 1 and step_y >= 1:
-            return cv2.resize(_crop(image, x, y, width, height), (out_w, out_h), interpolation=cv2.INTER_AREA)
+            return _shrink(_crop(image, x, y, width, height), out_w, out_h)
     if step_x >= SNAP_FACTOR and step_y >= SNAP_FACTOR:
         x0, y0 = round(x), round(y)
         x1, y1 = max(x0 + 1, round(x + width)), max(y0 + 1, round(y + height))
-        return cv2.resize(_crop(image, x0, y0, x1 - x0, y1 - y0), (out_w, out_h), interpolation=cv2.INTER_AREA)
+        return _shrink(_crop(image, x0, y0, x1 - x0, y1 - y0), out_w, out_h)
     rows = _apply_taps(image, *_taps(y, step_y, out_h, image.shape[0]), axis=0)
     both = _apply_taps(rows, *_taps(x, step_x, out_w, image.shape[1]), axis=1)
     return np.clip(both + 0.5, 0, 255).astype(np.uint8)
+
+
+def _shrink(image: np.ndarray, out_w: int, out_h: int) -> np.ndarray:
+    import cv2  # gateways look at slides without reading any pixels, and have no OpenCV
+
+    return cv2.resize(image, (out_w, out_h), interpolation=cv2.INTER_AREA)
 
 
 def _is_whole(value: float) -> bool:

@@ -133,7 +133,7 @@ def call_in_child(
             stdin=subprocess.PIPE,
             stdout=answers,
             stderr=subprocess.DEVNULL,
-            env=_clean_environment(),
+            env=clean_environment(),
             close_fds=True,
             start_new_session=True,
         )
@@ -156,7 +156,7 @@ def _start_line() -> str:
     )
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """A few harmless variables; one thread per library, whose stacks would count against the memory limit."""
     kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -165,11 +165,25 @@ def _clean_environment() -> dict[str, str]:
 
 def _unpack_answer(answer: bytes, returncode: int, memory_bytes: int) -> Any:
     if returncode != 0 or not answer:
-        raise SlideUnreadable(f"the slide made its reader fail ({_reason(returncode)})", field="slide")
+        raise death_of(returncode)
+    return value_of(*read_outcome(answer), memory_bytes)
+
+
+def read_outcome(answer: bytes) -> tuple[str, Any]:
+    """What a child answered: `ok`, `error` or `memory`, and the value or error; nothing in it is run.
+
+    Raises:
+        SlideUnreadable: it is no answer.
+    """
     try:
         outcome, value = _AnswerUnpickler(io.BytesIO(answer)).load()
     except Exception as error:
         raise SlideUnreadable("the slide's reader sent no valid answer", field="slide") from error
+    return outcome, value
+
+
+def value_of(outcome: str, value: Any, memory_bytes: int) -> Any:
+    """The value of a good outcome; any other is raised as one of our errors."""
     if outcome == "ok":
         return value
     if outcome == "memory":
@@ -179,6 +193,11 @@ def _unpack_answer(answer: bytes, returncode: int, memory_bytes: int) -> Any:
     if isinstance(value, SlideReasonError):
         raise value
     raise SlideUnreadable(f"the slide cannot be read ({value})", field="slide")
+
+
+def death_of(returncode: int) -> SlideUnreadable:
+    """The error that a child's end without an answer becomes."""
+    return SlideUnreadable(f"the slide made its reader fail ({_reason(returncode)})", field="slide")
 
 
 def _reason(returncode: int) -> str:
@@ -209,17 +228,14 @@ def serve_one() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _set_limits(memory_bytes, timeout_s)
-    try:
+
+    def call() -> Any:
         function = importlib.import_module(module)
         for part in name.split("."):
             function = getattr(function, part)
-        outcome = ("ok", function(*args))
-    except MemoryError:
-        outcome = ("memory", None)
-    except SlideReasonError as error:
-        outcome = ("error", _portable(error))
-    except Exception as error:
-        outcome = ("error", type(error).__name__)
+        return function(*args)
+
+    outcome = outcome_of(call)
     with answers:
         pickle.dump(outcome, answers, protocol=5)
     # a broken library must not spoil the answer while it is torn down
@@ -227,7 +243,19 @@ def serve_one() -> None:
     os._exit(0)
 
 
-def _portable(error: SlideReasonError) -> SlideReasonError:
+def outcome_of(work: Callable[[], Any]) -> tuple[str, Any]:
+    """What a child tells of its work: `ok` and the value, `memory`, or `error` and our error or the name of another."""
+    try:
+        return "ok", work()
+    except MemoryError:
+        return "memory", None
+    except SlideReasonError as error:
+        return "error", portable(error)
+    except Exception as error:
+        return "error", type(error).__name__
+
+
+def portable(error: SlideReasonError) -> SlideReasonError:
     """The same error without what hangs on it (causes, frames)."""
     return type(error)(error.message, field=error.field, subject=error.subject)
 

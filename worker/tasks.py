@@ -7,29 +7,39 @@ wrong is told apart here: a lost lease, a dismissed job, a fault of the data, an
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from contextvars import copy_context
+from typing import Any, TypeVar
 
 from celery import Celery
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from worker import pipeline, queue
-from worker.artifacts import LocalArtifacts
-from worker.attempts import publish
+from worker import metrics, pipeline, queue, tracing
+from worker.artifacts import Artifacts, JobStore
 from worker.engine import Engine
-from worker.errors import CoverageTooLow, JobDismissed, LeaseLost, SlideReasonError
+from worker.errors import CoverageTooLow, JobDismissed, LeaseLost, SlideReasonError, StorageAway
+from worker.gates import IsolationGate, Slots
 from worker.ledger_units import UnitLedger, Work
+from worker.logs import log_context
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 AWAY = (DBAPIError, RedisError, KombuError, OSError, MemoryError)
 """Storage, database or broker are away, or the machine is full: nothing the data could help."""
 
 BACKOFF_S = 2.0
-HEARTBEAT_S = 10.0
 MOST_TICKETS = 1000
+
+TOLD_AS = {"wait_engine": "predict"}
+"""Stages that a trace names otherwise."""
+
+TRIES_S = (0.1, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0, 5.0, 5.0, 5.0, 5.0)
+"""Pauses while the database is away before what a unit came to is given up, which another worker does again then."""
 
 
 class LeaseWatch:
@@ -48,7 +58,10 @@ class LeaseWatch:
         self._progress = progress
         self._stop_reason: SlideReasonError | None = None
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name=f"lease-{work.kind}-{work.key}", daemon=True)
+        keep = copy_context().run  # its log lines name the unit too
+        self._thread = threading.Thread(
+            target=keep, args=(self._keep,), name=f"lease-{work.kind}-{work.key}", daemon=True
+        )
 
     def __enter__(self) -> "LeaseWatch":
         self._thread.start()
@@ -76,6 +89,7 @@ class LeaseWatch:
         """Count a tile that the unit owns."""
         self.tiles_failed += failed
         self.tiles_done += not failed
+        metrics.TILES.labels(self.work.spec.model).inc()
         if self._progress is not None:
             self._progress(self.tiles_done, self.tiles_failed)
 
@@ -95,47 +109,6 @@ class LeaseWatch:
                 log.warning("the lease could not be renewed: %s", error)
 
 
-class IsolationGate:
-    """Units share the worker, but an isolated one has it alone: whoever dies then, it was that tile."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._shared = 0
-        self._alone = False
-        self._wants_alone = 0
-
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        """Hold the gate shared; waits while an isolated unit runs or wants to."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._alone and not self._wants_alone)
-            self._shared += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._shared -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """From within `open`: wait until the others are through, and hold the gate alone."""
-        with self._changed:
-            self._wants_alone += 1
-            self._shared -= 1
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._alone and self._shared == 0)
-            self._alone = True
-            self._wants_alone -= 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._alone = False
-                self._shared += 1
-                self._changed.notify_all()
-
-
 class Runner:
     """Runs units: one `run_one` per ticket, from as many threads as the worker has.
 
@@ -146,18 +119,23 @@ class Runner:
         send_tickets: called with the number of units that became claimable; None when nobody needs tickets.
         progress: called with (work, tiles done, tiles failed) as blocks go on.
         on_error: called with (work, error) when a unit fails.
+        most: units at once; None is as many as there are threads that ask.
+
+    Attributes:
+        troubled: when a unit was last given back to be tried again later, on the monotonic clock; 0 is never.
     """
 
     def __init__(
         self,
         ledger: UnitLedger,
-        artifacts: LocalArtifacts,
+        artifacts: Artifacts,
         engine: Engine,
         worker_id: str,
         models: Sequence[str],
         send_tickets: Callable[[str, int], None] | None = None,
         progress: Callable[[Work, int, int], None] | None = None,
         on_error: Callable[[Work, Exception], None] | None = None,
+        most: int | None = None,
     ):
         self.ledger = ledger
         self.artifacts = artifacts
@@ -165,38 +143,66 @@ class Runner:
         self.worker_id = worker_id
         self.models = tuple(models)
         self.stopping = threading.Event()
+        self.troubled = 0.0
         self._send_tickets = send_tickets
         self._progress = progress
         self._on_error = on_error or (lambda _work, _error: None)
+        self._slots = Slots(most)
         self._gate = IsolationGate()
         self._watches: set[LeaseWatch] = set()
 
-    def run_one(self) -> bool:
+    def run_one(self, wait: bool = True) -> bool:
         """Claim a unit and run it.
+
+        Args:
+            wait: for a free slot, where all are taken; else that counts as nothing to claim.
 
         Returns:
             False when there was nothing to claim.
         """
-        if self.stopping.is_set():
-            return False
-        with self._gate.open():
-            try:
-                work = self.ledger.claim(self.worker_id, self.models, self.engine.card)
-            except SQLAlchemyError as error:
-                log.warning("the ledger is away: %s", error)
-                self.stopping.wait(BACKOFF_S)
+        with self._slots.take(wait, self.stopping) as free:
+            if not free or self.stopping.is_set():
                 return False
-            if work is None:
-                return False
-            with LeaseWatch(self.ledger, work, self._progress_of(work)) as watch:
-                self._watches.add(watch)
+            with self._gate.open():
                 try:
-                    if self.stopping.is_set():
-                        watch.stop(JobDismissed("the worker stops"))
-                    self._run(work, watch)
-                finally:
-                    self._watches.discard(watch)
+                    work = self.ledger.claim_export(self.worker_id)
+                    work = work or self.ledger.claim(self.worker_id, self.models, self.engine.card)
+                except SQLAlchemyError as error:
+                    log.warning("the ledger is away: %s", error)
+                    self.stopping.wait(BACKOFF_S)
+                    return False
+                if work is None:
+                    return False
+                self._run_claimed(work)
         return True
+
+    def _run_claimed(self, work: Work) -> None:
+        unit = f"{work.kind} {work.key}".strip()
+        metrics.UNIT_WAIT_S.observe(work.waited_s)
+        with ExitStack() as around:
+            around.enter_context(log_context(job=work.job_id, unit=unit))
+            around.enter_context(tracing.span(unit, work.trace, job=work.job_id, token=work.token))
+            stages = around.enter_context(metrics.unit_stages())
+            watch = around.enter_context(LeaseWatch(self.ledger, work, self._progress_of(work)))
+            self._watches.add(watch)
+            try:
+                if self.stopping.is_set():
+                    watch.stop(JobDismissed("the worker stops"))
+                outcome = self._run(work, watch)
+            finally:
+                self._watches.discard(watch)
+            metrics.UNITS.labels(work.kind, outcome).inc()
+            for name, (begun_s, ended_s) in stages.spans.items():
+                tracing.past_span(TOLD_AS.get(name, name), begun_s, ended_s, busy_s=round(stages.busy_s[name], 6))
+
+    @property
+    def busy(self) -> int:
+        """How many units are in hand."""
+        return self._slots.taken
+
+    def drain(self) -> None:
+        """Claim nothing more; what runs goes on."""
+        self.stopping.set()
 
     def stop(self) -> None:
         """Claim nothing more, and give back what runs."""
@@ -204,11 +210,23 @@ class Runner:
         for watch in list(self._watches):
             watch.stop(JobDismissed("the worker stops"))
 
+    def abandon(self) -> int:
+        """Give back what runs, whether it has stopped or not; its late commit will be refused.
+
+        Returns:
+            How many units there were.
+        """
+        left = [watch.work for watch in list(self._watches)]
+        for work in left:
+            self._release(work)
+        return len(left)
+
     def _progress_of(self, work: Work) -> Callable[[int, int], None] | None:
         progress = self._progress
         return None if progress is None else lambda done, failed: progress(work, done, failed)
 
-    def _run(self, work: Work, watch: LeaseWatch) -> None:
+    def _run(self, work: Work, watch: LeaseWatch) -> str:
+        """Run a unit and write down how it went; returns one of `metrics.OUTCOMES`."""
         try:
             try:
                 if work.isolated:
@@ -216,59 +234,99 @@ class Runner:
                         self._step(work, watch)
                 else:
                     self._step(work, watch)
+                return "done"
             except LeaseLost as error:
                 log.warning("%s", error)
-            except JobDismissed:
-                self.ledger.release(work)
-                self._tickets(work, 1)
+                return "lost"
+            except JobDismissed as error:
+                log.info("handed back: %s", error)
+                _insist(lambda: self._release(work))
+                return "handed_back"
             except Exception as error:
-                self._failed(work, error)
+                return self._failed(work, error)
         except LeaseLost as error:
             log.warning("%s", error)
         except SQLAlchemyError as error:  # nothing could be written down: the lease runs out and the sweeper sees to it
             log.warning("the ledger is away: %s", error)
             self.stopping.wait(BACKOFF_S)
+        return "lost"
 
-    def _failed(self, work: Work, error: Exception) -> None:
-        """Tell faults of the data from storage and database being away, and write it down."""
+    def _release(self, work: Work) -> None:
+        self.ledger.release(work)
+        self._tickets(work, 1)
+
+    def _failed(self, work: Work, error: Exception) -> str:
+        """Tell faults of the data from storage and database being away, and write it down; returns the outcome."""
         self._on_error(work, error)
         unit = f"{work.kind} {work.key} of job {work.job_id}"
-        if isinstance(error, SlideReasonError):
-            log.info("%s: %s", unit, error)
-            # A plan or a coverage that is refused today is refused tomorrow; a slide may come back.
-            final = work.kind == "plan" or isinstance(error, CoverageTooLow)
-            self.ledger.fail(work, error, data_fault=True, final=final)
-        elif isinstance(error, AWAY):
+        # What is away is no fault of the data, also where it is named as one of our errors.
+        foreseen = isinstance(error, SlideReasonError) and not isinstance(error, StorageAway)
+        away = isinstance(error, AWAY) and not foreseen
+        # A plan or a coverage that is refused today is refused tomorrow; a slide may come back.
+        final = foreseen and (work.kind in ("plan", "export") or isinstance(error, CoverageTooLow))
+        if away:
             log.warning("%s waits: %s", unit, error)
-            self.ledger.fail(work, error, data_fault=False)
+        elif foreseen:
+            log.info("%s: %s", unit, error)
         else:
             log.error("%s failed", unit, exc_info=error)
-            self.ledger.fail(work, error, data_fault=True)
+        _insist(lambda: self.ledger.fail(work, error, data_fault=not away, final=final))
+        self.troubled = time.monotonic()
+        return "waits" if away else "failed"
 
     def _step(self, work: Work, watch: LeaseWatch) -> None:
         """Run a unit, commit it, publish it, and say how much can be done next."""
         watch.check()
-        root, ready = self.artifacts.job_folder(work.job_id), 0
-        root.mkdir(parents=True, exist_ok=True)
-        if work.kind == "plan":
-            planned = pipeline.plan_job(root, work, self.engine.card, watch)
-            ready = self.ledger.commit_plan(work, planned.plan, planned.info, planned.tiles_of)
-            publish(root, "plan", work.token)
-        elif work.kind == "segment":
-            block = pipeline.segment_block(root, work, self.engine, watch)
-            ready = self.ledger.commit_block(work, block.tiles_done, block.tiles_failed, block.summary)
-            publish(root, work.key, work.token)
-        else:
-            rows = self.ledger.blocks(work.job_id)
-            result = pipeline.finish_job(root, work, rows, self.engine.card, watch)
-            self.ledger.commit_finish(work, result, message=f"{result['regions']} regions")
-            self.publish_finish(work.job_id, work.token)
+        with self.artifacts.job(work.job_id) as store:
+            ready = self._run_and_commit(store, work, watch)
+            try:
+                with metrics.stage("publish"):
+                    if work.kind == "finish":
+                        self.publish_finish(work.job_id, work.token)
+                    else:
+                        store.publish(_unit(work), work.token)
+            except OSError as error:  # it is committed; whoever needs it publishes it, and the sweeper a finish
+                log.warning("%s of job %s is to be published later: %s", _unit(work), work.job_id, error)
         self._tickets(work, ready)
+
+    def _run_and_commit(self, store: JobStore, work: Work, watch: LeaseWatch) -> int:
+        """Run a unit and commit it; returns how many units that makes claimable."""
+        if work.kind == "plan":
+            with metrics.stage("plan"):
+                planned = pipeline.plan_job(store, work, self.engine.card, watch)
+            self._save(store, work)
+            return self._commit(watch, self.ledger.commit_plan, planned.plan, planned.info, planned.tiles_of)
+        if work.kind == "segment":
+            block = pipeline.segment_block(store, work, self.engine, watch)
+            self._save(store, work)
+            return self._commit(watch, self.ledger.commit_block, block.tiles_done, block.tiles_failed, block.summary)
+        if work.kind == "export":
+            with metrics.stage("export"):
+                pipeline.export_job(store, work, watch)
+            self._save(store, work)
+            self._commit(watch, self.ledger.commit_export)
+            return 0
+        rows = self.ledger.blocks(work.job_id)
+        with metrics.stage("finish"):
+            result = pipeline.finish_job(store, work, rows, self.engine.card, watch)
+        self._save(store, work)
+        self._commit(watch, self.ledger.commit_finish, result, f"{result['regions']} regions")
+        return 0
+
+    def _save(self, store: JobStore, work: Work) -> None:
+        """Make a unit's files safe, so that its commit promises nothing that a power cut could take back."""
+        with metrics.stage("save"):
+            store.save(_unit(work), work.token)
+
+    def _commit(self, watch: LeaseWatch, commit: Callable[..., Result], *results: Any) -> Result:
+        """Commit; done work waits a while for a database that is away, instead of being done again."""
+        with metrics.stage("commit"):
+            return _insist(lambda: commit(watch.work, *results), watch.cancelled)
 
     def publish_finish(self, job_id: str, token: int) -> None:
         """Publish a committed finish and close its job; may be repeated by anyone."""
-        publish(self.artifacts.job_folder(job_id), "finish", token)
-        self.ledger.close_job(job_id)
+        self.artifacts.job(job_id).publish("finish", token)
+        _insist(lambda: self.ledger.close_job(job_id))
         self.artifacts.clear_attempts(job_id)
 
     def _tickets(self, work: Work, count: int) -> None:
@@ -279,61 +337,24 @@ class Runner:
                 log.warning("tickets could not be sent, the sweeper will: %s", error)
 
 
-class Housekeeper:
-    """A worker's second thread of life: says that it lives, and sweeps when it is its turn.
+def _unit(work: Work) -> str:
+    """A unit's name among the job's attempts: a block's key, `plan`, `finish`, or `export.` and its name."""
+    if work.kind == "export":
+        return f"export.{work.key}"
+    return work.key if work.kind == "segment" else work.kind
 
-    Args:
-        runner: whose ledger it is.
-        app: where tickets go.
-        sweep_s: seconds between sweeps; one worker of all does each.
-    """
 
-    def __init__(self, runner: Runner, app: Celery, sweep_s: float = 60.0):
-        self._runner = runner
-        self._app = app
-        self._sweep_s = sweep_s
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="housekeeper", daemon=True)
-
-    def start(self) -> None:
-        """Say hello, sweep once, and go on in the background."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop, and leave the ledger's list of workers."""
-        self._over.set()
-        self._thread.join()
-        with suppress(SQLAlchemyError):
-            self._runner.ledger.forget_worker(self._runner.worker_id)
-
-    def _keep(self) -> None:
-        next_sweep = next_beat = 0.0
-        while not self._over.is_set():
-            now = time.monotonic()
-            try:
-                if now >= next_beat:
-                    self._runner.ledger.heartbeat(self._runner.worker_id, self._runner.engine.card, self._runner.models)
-                    next_beat = now + HEARTBEAT_S
-                if now >= next_sweep:
-                    self.sweep()
-                    next_sweep = now + self._sweep_s
-            except (*AWAY, SQLAlchemyError) as error:
-                log.warning("housekeeping waits: %s", error)
-                next_sweep = next_beat = now + BACKOFF_S
-            self._over.wait(max(0.05, min(next_sweep, next_beat) - time.monotonic()))
-
-    def sweep(self) -> None:
-        """Return lost units, publish what a lost worker committed, and replace lost tickets."""
-        ledger = self._runner.ledger
-        if not ledger.take_lease("sweeper", self._runner.worker_id, 1.5 * self._sweep_s):
-            return
-        found = ledger.sweep()
-        for job_id, token in found.unpublished:
-            self._runner.publish_finish(job_id, token)
-        for model, claimable in found.claimable.items():
-            missing = min(claimable, MOST_TICKETS) - queue.depth(self._app, model)
-            if missing > 0:
-                queue.submit(self._app, model, missing)
+def _insist(write: Callable[[], Result], given_up: Callable[[], bool] = lambda: False) -> Result:
+    """Write to the ledger; while the database is away, try again for half a minute."""
+    for pause_s in TRIES_S:
+        try:
+            return write()
+        except DBAPIError as error:
+            if given_up():
+                raise
+            log.warning("the ledger is away, trying again in %.1f s: %s", pause_s, error)
+            time.sleep(pause_s)
+    return write()
 
 
 def register_ticket(app: Celery, runner: Runner) -> None:

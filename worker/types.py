@@ -168,7 +168,7 @@ class Block:
         row, col: position in the grid of blocks.
         x_px, y_px, width_px, height_px: its part of the overlay, clipped to the overlay.
         tiles: every tile that touches it and is looked at, in (row, col) order.
-        halo: further tiles that only decide second looks of `tiles`.
+        halo: further tiles, of which `tiles` learn where a mask crosses into them, and who agrees with them.
         owned: keys of the tiles whose (clamped) centre lies in this block; they are counted here.
     """
 

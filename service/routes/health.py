@@ -1,18 +1,23 @@
-"""Liveness and readiness."""
+"""Liveness, readiness, metrics: for whoever runs the service."""
 
 import logging
 from collections.abc import Callable
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.errors import Problem, problem_response
-from service.rooms import In, Rooms
+from service.errors import Problem
+from service.rooms import Open, Rooms
+from service.routes.models import models
 from worker.queue import ping
 
 log = logging.getLogger("slidereason.service")
 
 router = APIRouter(tags=["health"])
+
+Check = Literal["database", "broker", "artifacts", "worker"]
 
 
 @router.get("/healthz", summary="The process answers")
@@ -22,14 +27,33 @@ async def healthz() -> dict:
 
 
 @router.get("/readyz", summary="Jobs can be taken and worked on", responses={503: {"description": "Something is away"}})
-def readyz(rooms: In) -> JSONResponse:
-    """Database, broker, artifact store, and a worker heard from; 503 names what is away."""
+def readyz(
+    rooms: Open,
+    exclude: Annotated[
+        list[Check] | None, Query(description="Not to be required; `worker` where workers come with the jobs")
+    ] = None,
+) -> JSONResponse:
+    """Database, broker, artifact store, and a worker heard from; 503 names what is away, or that we are stopping."""
     checks = {name: _works(name, check) for name, check in _checks(rooms).items()}
-    if all(checks.values()):
-        return JSONResponse({"status": "ready", "checks": checks}, headers={"Cache-Control": "no-store"})
-    away = [name for name, fine in checks.items() if not fine]
-    problem = Problem(503, "not-ready", f"away: {', '.join(away)}", headers={"Retry-After": "5"}, checks=checks)
-    return problem_response(problem)
+    if rooms.draining.begun:
+        raise Problem(503, "draining", "this process has been told to stop; ask another", checks=checks)
+    away = [name for name, fine in checks.items() if not fine and name not in (exclude or ())]
+    if away:
+        detail = f"away: {', '.join(away)}"
+        raise Problem(503, "not-ready", detail, headers={"Retry-After": "5"}, checks=checks)
+    running = models(rooms) if checks["database"] else []
+    body = {
+        "status": "ready",
+        "checks": checks,
+        "models": [{"name": model.name, "revision": model.revision, "workers": model.workers} for model in running],
+    }
+    return JSONResponse(body, headers={"Cache-Control": "no-store"})
+
+
+@router.get("/metrics", summary="Prometheus metrics", responses={200: {"content": {"text/plain": {}}}})
+def metrics(request: Request) -> Response:
+    """What waits, what failed, who works, and the requests that this process answered."""
+    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _checks(rooms: Rooms) -> dict[str, Callable[[], object]]:

@@ -5,10 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.files import NOSNIFF, etag_of, file_answer, matches, safe_join
+from service.files import NOSNIFF, begun, etag_of, file_answer, matches
 from service.limits import JSON
 from service.rooms import In
 from service.zip_stream import members_of, stream_zip, zip_length
+from worker.artifacts import OVERLAY
 
 router = APIRouter(tags=["results"])
 
@@ -22,8 +23,8 @@ BINARY = {200: {"content": {"application/octet-stream": {}}}, 206: {"description
 def show_key(rooms: In, request: Request, job_id: JobId, key: Key) -> Response:
     """Range, ETag, If-None-Match, HEAD and CORS, so that Zarr readers open this URL itself. 404: not stored."""
     rooms.finished(job_id)
-    path = safe_join(rooms.artifacts.overlay(job_id), key)
-    return file_answer(request, path, JSON if path.name == "zarr.json" else "application/octet-stream")
+    kind = JSON if key.split("/")[-1] == "zarr.json" else "application/octet-stream"
+    return file_answer(request, rooms.artifacts.read(job_id), f"{OVERLAY}/{key}", kind)
 
 
 @router.get(
@@ -35,8 +36,8 @@ def show_key(rooms: In, request: Request, job_id: JobId, key: Key) -> Response:
 def show_zip(rooms: In, request: Request, job_id: JobId) -> Response:
     """Stored, not compressed (its chunks are), with the store's root at the zip's root; opens as a Zarr ZipStore."""
     rooms.finished(job_id)
-    members = members_of(rooms.artifacts.overlay(job_id))
-    marks = (f"{member.name} {member.size} {member.path.stat().st_mtime_ns}" for member in members)
+    members = members_of(rooms.artifacts.read(job_id), OVERLAY)
+    marks = (f"{member.name} {member.size} {member.etag}" for member in members)
     headers = {
         "ETag": etag_of("\n".join(marks)),
         "Content-Disposition": f'attachment; filename="{job_id}.ome.zarr.zip"',
@@ -48,4 +49,4 @@ def show_zip(rooms: In, request: Request, job_id: JobId) -> Response:
     headers["Content-Length"] = str(zip_length(members))
     if request.method == "HEAD":
         return Response(media_type="application/zip", headers=headers)
-    return StreamingResponse(stream_zip(members), media_type="application/zip", headers=headers)
+    return StreamingResponse(begun(stream_zip(members)), media_type="application/zip", headers=headers)

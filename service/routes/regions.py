@@ -9,8 +9,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from service.errors import Problem
 from service.features import Filter, box_of, collection, find_feature, gzipped, page, read_bbox, read_head
-from service.files import NOSNIFF, file_answer
+from service.files import NOSNIFF, begun, file_answer
 from service.rooms import In, Rooms
+from worker.artifacts import REGIONS, REPORT_JSON
 from worker.ledger import JobRow
 
 router = APIRouter(tags=["results"])
@@ -40,10 +41,10 @@ def list_regions(
 ) -> Response:
     """Streamed. Without any filter it is the file itself, with ETag and Range."""
     job = rooms.finished(job_id)
-    path = rooms.artifacts.regions(job_id)
+    reader = rooms.artifacts.read(job_id)
     wanted = Filter(read_bbox(bbox), min_area_um2, _shift(rooms, job, frame))
     if wanted == Filter() and limit is None and cursor is None:
-        return file_answer(request, path, GEOJSON)
+        return file_answer(request, reader, REGIONS, GEOJSON)
     given = {"bbox": bbox, "min_area_um2": min_area_um2 or None, "limit": limit, "frame": frame}
     query = {name: value for name, value in given.items() if value is not None}
 
@@ -51,8 +52,8 @@ def list_regions(
         href = f"/v1/jobs/{job_id}/regions?{urlencode({**query, 'cursor': following})}"
         return {"href": href, "rel": "next", "type": GEOJSON, "title": "Next page"}
 
-    head = {**read_head(path), "frame": frame}
-    pieces = collection(head, page(path, wanted, cursor, limit), next_link)
+    head = {**read_head(reader), "frame": frame}
+    pieces = collection(head, page(reader, wanted, cursor, limit), next_link)
     return StreamingResponse(pieces, media_type=GEOJSON, headers={"Cache-Control": "no-cache", **NOSNIFF})
 
 
@@ -65,7 +66,8 @@ def download_regions(rooms: In, job_id: JobId) -> Response:
         "Cache-Control": "no-cache",
         **NOSNIFF,
     }
-    return StreamingResponse(gzipped(rooms.artifacts.regions(job_id)), media_type="application/gzip", headers=headers)
+    pieces = begun(gzipped(rooms.artifacts.read(job_id)))
+    return StreamingResponse(pieces, media_type="application/gzip", headers=headers)
 
 
 @router.get("/v1/jobs/{job_id}/regions/{region_id}", summary="One region: outline, chain, tiles, evidence")
@@ -74,7 +76,7 @@ def show_region(
 ) -> JSONResponse:
     """What the overlay, GeoJSON and report say of this id, in one place."""
     job = rooms.finished(job_id)
-    feature = find_feature(rooms.artifacts.regions(job_id), region_id)
+    feature = find_feature(rooms.artifacts.read(job_id), region_id)
     if feature is None:
         raise Problem(
             404, "region-not-found", "no region of this job has this id; GET …/regions lists them", field="region_id"
@@ -98,14 +100,16 @@ def show_region(
 
 def _evidence(rooms: Rooms, job_id: str, region_id: str) -> dict[str, Any]:
     """The region's entry in the report."""
-    report = json.loads(rooms.artifacts.report_json(job_id).read_bytes())
-    return next(entry for entry in report["regions"] if entry["region_id"] == region_id)
+    return next(entry for entry in _report(rooms, job_id)["regions"] if entry["region_id"] == region_id)
 
 
 def _shift(rooms: Rooms, job: JobRow, frame: str) -> tuple[float, float]:
     """The bounds' corner in level-0 pixels, as the report recorded it when the job ran."""
     if frame == "level0":
         return 0.0, 0.0
-    report = json.loads(rooms.artifacts.report_json(job.job_id).read_bytes())
-    bounds = report["slide"].get("bounds_px0")
+    bounds = _report(rooms, job.job_id)["slide"].get("bounds_px0")
     return (float(bounds[0]), float(bounds[1])) if bounds else (0.0, 0.0)
+
+
+def _report(rooms: Rooms, job_id: str) -> dict[str, Any]:
+    return json.loads(b"".join(rooms.artifacts.read(job_id).chunks(REPORT_JSON)))

@@ -8,6 +8,7 @@ from service.errors import Problem
 from service.files import file_answer
 from service.negotiation import choose
 from service.rooms import In
+from worker.artifacts import REPORT_HTML, REPORT_JSON
 
 router = APIRouter(tags=["results"])
 
@@ -35,6 +36,6 @@ def show_report(rooms: In, request: Request, job_id: Annotated[str, Path(max_len
     rooms.finished(job_id)
     headers = {"Vary": "Accept"}
     if kind == JSON:
-        return file_answer(request, rooms.artifacts.report_json(job_id), JSON, headers)
+        return file_answer(request, rooms.artifacts.read(job_id), REPORT_JSON, JSON, headers)
     headers |= {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
-    return file_answer(request, rooms.artifacts.report_html(job_id), "text/html; charset=utf-8", headers)
+    return file_answer(request, rooms.artifacts.read(job_id), REPORT_HTML, "text/html; charset=utf-8", headers)

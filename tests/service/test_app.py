@@ -1,16 +1,23 @@
 """What holds for every route: problems, limits, headers, health, models, offline docs."""
 
 import json
+import logging
 import re
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sqlalchemy.exc import OperationalError
 
 from model.segmenter import SegmenterCard
 from service.errors import MEDIA_TYPE
 from tests.service.conftest import QUERY, Served, serve
+from tests.service.live import CARD
 from worker import embedded
+from worker.errors import StorageAway
+from worker.logs import setup_logs
 from worker.queue import depth
+from worker.tracing import setup_tracing, stop_tracing
 
 JSON = {"Content-Type": "application/json"}
 
@@ -137,7 +144,117 @@ def test_ready_needs_database_broker_artifacts_and_a_worker(slide_folder: Path, 
         for served in serve(slide_folder, tmp_path / "data", **more):
             assert served.client.get("/readyz").json()["checks"]["worker"] is False
             add_worker(served)
-            assert served.client.get("/readyz").json()["status"] == "ready"
+            ready = served.client.get("/readyz").json()
+            assert ready["status"] == "ready"
+            assert ready["models"] == [{"name": "hue", "revision": "abc", "workers": 1}]
+
+
+def test_who_scales_workers_from_none_need_not_require_one(served: Served) -> None:
+    answer = served.client.get("/readyz?exclude=worker")
+    assert check_problem(answer, 503, "not-ready")["detail"] == "away: broker"
+    assert served.client.get("/readyz?exclude=worker&exclude=broker").json()["checks"]["worker"] is False
+    assert check_problem(served.client.get("/readyz?exclude=all"), 422, "bad-request")["field"] == "exclude[0]"
+
+
+def test_every_request_has_an_id_that_answers_problems_and_logs_repeat(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = {"X-Request-ID": "proxy-1.a_B"}
+    assert served.client.get("/healthz", headers=mine).headers["x-request-id"] == "proxy-1.a_B"
+    made = [served.client.get("/v1/jobs").headers["x-request-id"] for _ in range(2)]
+    assert made[0] != made[1]
+    assert all(re.fullmatch("[0-9a-f]{32}", name) for name in made)
+    for bad in ("", "a b", "x" * 129, "a\tb"):
+        assert served.client.get("/healthz", headers={"X-Request-ID": bad}).headers["x-request-id"] != bad
+    missing = served.client.get(f"/v1/jobs/{'0' * 32}", headers=mine)
+    assert check_problem(missing, 404, "job-not-found")["request_id"] == "proxy-1.a_B"
+    foreign = served.client.get("/v1/jobs", headers={**mine, "Host": "evil.example"})
+    assert check_problem(foreign, 421, "host-not-allowed")["request_id"] == "proxy-1.a_B"
+    root, kept = logging.getLogger(), logging.getLogger().handlers[:]
+    monkeypatch.setattr(served.rooms.ledger, "list_jobs", lambda **_: 1 / 0)
+    try:
+        setup_logs("json")
+        broken = served.client.get("/v1/jobs", headers=mine)
+    finally:
+        root.handlers[:] = kept
+    assert (broken.status_code, broken.json()["request_id"]) == (500, "proxy-1.a_B")
+    assert broken.headers["x-request-id"] == "proxy-1.a_B"
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    (line,) = [line for line in lines if line["level"] == "ERROR"]
+    assert line["request_id"] == "proxy-1.a_B"
+    assert "ZeroDivisionError" in line["exc"]
+
+
+def test_a_database_that_is_away_is_503_with_retry_after(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = served.post()["jobID"]
+
+    def refuse(*_args: object, **_given: object) -> None:
+        raise OperationalError("SELECT secret", {}, ConnectionError("refused"))
+
+    with monkeypatch.context() as patch:
+        for name in ("job", "jobs", "list_jobs", "create_job", "dismiss", "workers", "slides"):
+            patch.setattr(served.rooms.ledger, name, refuse)
+        body = {"slide": "good.tif", "query": QUERY}
+        answers = [served.client.get(url) for url in ("/v1/jobs", "/v1/models", f"/v1/jobs/{job_id}/report")]
+        answers += [served.client.get(f"/v1/jobs/{job_id}{rest}") for rest in ("", "/events")]
+        answers += [served.client.post("/v1/jobs", json=body), served.client.delete(f"/v1/jobs/{job_id}")]
+        for answer in answers:
+            assert "secret" not in str(check_problem(answer, 503, "database-away"))
+            assert int(answer.headers["retry-after"]) > 0
+    assert served.client.get(f"/v1/jobs/{job_id}").json()["status"] == "accepted"
+
+
+def test_a_storage_that_is_away_is_503_with_retry_after(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_name: str) -> None:
+        raise StorageAway("the store at 10.0.0.7 does not answer")
+
+    monkeypatch.setattr(served.rooms.ledger, "slide", refuse)
+    answer = served.client.get(f"/v1/slides/{'0' * 32}")
+    assert "10.0.0.7" not in check_problem(answer, 503, "storage-away")["detail"]
+    assert int(answer.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("hosts", "name", "path", "status"),
+    [
+        ((), "slides.hospital.example", "/v1/jobs", 200),
+        (("slides.hospital.example",), "slides.hospital.example", "/v1/jobs", 200),
+        (("slides.hospital.example",), "evil.example", "/v1/jobs", 421),
+        (("slides.hospital.example",), "10.1.2.3:8000", "/healthz", 200),
+        (("slides.hospital.example",), "10.1.2.3:8000", "/metrics", 200),
+    ],
+)
+def test_behind_a_proxy_its_names_and_probes_are_served(
+    slide_folder: Path, tmp_path: Path, hosts: tuple[str, ...], name: str, path: str, status: int
+) -> None:
+    more = {"behind_proxy": True, "tenant_header": "X-Tenant", "allowed_hosts": hosts, "host": "0.0.0.0"}
+    for served in serve(slide_folder, tmp_path / "data", **more):
+        headers = {"Host": name, "X-Tenant": "a"}
+        assert served.client.get(path, headers=headers).status_code == status
+        if path == "/v1/jobs" and status == 200:
+            body = {"slide": "good.tif", "query": QUERY}
+            for origin, wanted in ((f"https://{name}", 202), ("https://evil.example", 403)):
+                answer = served.client.post("/v1/jobs", json=body, headers={**headers, "Origin": origin})
+                assert answer.status_code == wanted
+
+
+def test_a_trace_goes_from_the_request_into_the_job(served: Served) -> None:
+    exporter = InMemorySpanExporter()
+    parent = f"00-{'a' * 32}-{'b' * 16}-01"
+    body = {"slide": "good.tif", "query": QUERY}
+    try:
+        assert setup_tracing("gateway", exporter)
+        served.client.post("/v1/jobs", json=body, headers={"traceparent": parent})
+    finally:
+        stop_tracing()
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, f"{span.context.trace_id:032x}") == ("POST /v1/jobs", "a" * 32)
+    work = served.rooms.ledger.claim("w", ["hue"], CARD)
+    assert work.trace == f"00-{'a' * 32}-{span.context.span_id:016x}-01"
+    served.client.post("/v1/jobs", json=body, headers={"traceparent": parent})
+    assert served.rooms.ledger.claim("w", ["hue"], CARD).trace == parent, "passed on where the gateway traces nothing"
+    served.client.post("/v1/jobs", json=body, headers={"traceparent": "nonsense"})
+    assert served.rooms.ledger.claim("w", ["hue"], CARD).trace is None
 
 
 def add_worker(served: Served, worker_id: str = "w1") -> None:
@@ -165,7 +282,11 @@ def test_openapi_describes_every_route(served: Served) -> None:
         "/v1/models", "/v1/slides", "/v1/slides/{slide_id}", "/v1/jobs", "/v1/jobs/{job_id}",
         "/v1/jobs/{job_id}/overlay/{key}", "/v1/jobs/{job_id}/overlay.zip", "/v1/jobs/{job_id}/regions",
         "/v1/jobs/{job_id}/regions.geojson.gz", "/v1/jobs/{job_id}/regions/{region_id}", "/v1/jobs/{job_id}/report",
-        "/healthz", "/readyz",
+        "/v1/jobs/{job_id}/events", "/v1/jobs/{job_id}/exports", "/v1/jobs/{job_id}/exports/{name}",
+        "/v1/slides/{slide_id}/dzi.dzi", "/v1/slides/{slide_id}/dzi_files/{level}/{col}_{row}.jpeg",
+        "/v1/slides/{slide_id}/thumbnail.jpeg", "/v1/jobs/{job_id}/tiles.dzi",
+        "/v1/jobs/{job_id}/tiles_files/{level}/{col}_{row}.png", "/v1/schemas/report.json",
+        "/healthz", "/readyz", "/metrics",
     }  # fmt: skip
     assert set(api["paths"]) == paths
     assert set(api["paths"]["/v1/slides"]["post"]["requestBody"]["content"]) == {

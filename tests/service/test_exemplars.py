@@ -90,7 +90,7 @@ def test_what_is_shown_is_found_and_reported(served: Served) -> None:
     assert str(served.folder) not in json.dumps(report)
     page = served.client.get(f"{url}/report", headers={"Accept": "text/html"}).text
     assert "The example" in page and "Research use only" in page
-    overlay = served.rooms.artifacts.overlay(job["jobID"])
+    overlay = served.rooms.artifacts.job_folder(job["jobID"]) / "overlay.zarr"
     assert zarr.open_array(str(overlay / "labels/0/0"), mode="r")[200, 225] > 0
 
 

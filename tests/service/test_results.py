@@ -48,7 +48,7 @@ def get(finished: Finished, rest: str, **headers: str):
 def a_chunk(finished: Finished) -> tuple[str, bytes]:
     """Key and bytes of one stored shard."""
     served, job_id = finished
-    root = served.rooms.artifacts.overlay(job_id)
+    root = served.rooms.artifacts.job_folder(job_id) / "overlay.zarr"
     path = next(path for path in sorted(root.rglob("*")) if path.is_file() and path.name != "zarr.json")
     return path.relative_to(root).as_posix(), path.read_bytes()
 
@@ -66,7 +66,7 @@ def test_the_status_says_where_the_results_are(finished: Finished) -> None:
 def test_the_overlay_url_opens_in_zarr(finished: Finished, url: str) -> None:
     group = zarr.open_group(f"{url}/overlay/", mode="r")
     served, job_id = finished
-    local = zarr.open_group(served.rooms.artifacts.overlay(job_id), mode="r")
+    local = zarr.open_group(served.rooms.artifacts.job_folder(job_id) / "overlay.zarr", mode="r")
     ome = group.attrs["ome"]
     assert ome["version"] == "0.5"
     labels = group["labels"].attrs["ome"]["labels"]
@@ -161,9 +161,9 @@ def test_metadata_is_json(finished: Finished) -> None:
 )  # fmt: skip
 def test_no_other_key_leads_anywhere(finished: Finished, key: str) -> None:
     served, job_id = finished
-    link = served.rooms.artifacts.overlay(job_id) / "link"
+    link = served.rooms.artifacts.job_folder(job_id) / "overlay.zarr" / "link"
     if not link.is_symlink():
-        link.symlink_to(served.rooms.artifacts.report_json(job_id))
+        link.symlink_to(served.rooms.artifacts.job_folder(job_id) / "report.json")
     try:
         assert raw_get(served, f"/v1/jobs/{job_id}/overlay/zarr.json") == 200
         assert raw_get(served, f"/v1/jobs/{job_id}/overlay/{key}") == 404
@@ -209,7 +209,7 @@ def test_pages_elsewhere_may_read_results_and_nothing_else(finished: Finished) -
 
 def test_the_zip_is_the_store(finished: Finished, tmp_path) -> None:
     served, job_id = finished
-    root = served.rooms.artifacts.overlay(job_id)
+    root = served.rooms.artifacts.job_folder(job_id) / "overlay.zarr"
     answer = get(finished, "/overlay.zip")
     assert answer.headers["content-type"] == "application/zip"
     assert int(answer.headers["content-length"]) == len(answer.content)
@@ -283,7 +283,7 @@ def test_a_filter_that_is_not_accepted_is_named(finished: Finished, query: str, 
 
 def test_frame_bounds_shifts_to_the_scanned_area(finished: Finished) -> None:
     served, job_id = finished
-    path = served.rooms.artifacts.report_json(job_id)
+    path = served.rooms.artifacts.job_folder(job_id) / "report.json"
     kept = path.read_bytes()
     report = json.loads(kept)
     assert report["slide"]["bounds_px0"] is None

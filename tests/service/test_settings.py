@@ -45,6 +45,33 @@ def test_binding_elsewhere_without_authentication_is_refused(host: str) -> None:
         read_settings(host=host)
 
 
+def test_another_host_needs_a_proxy_that_says_who_asks_or_known_names() -> None:
+    with pytest.raises(ValueError, match="tenant_header.*or allowed_hosts"):
+        read_settings(host="0.0.0.0", behind_proxy=True)
+    for more in ({"tenant_header": "X-Tenant"}, {"allowed_hosts": ("gateway",)}):
+        assert read_settings(host="0.0.0.0", behind_proxy=True, **more).host == "0.0.0.0"
+        with pytest.raises(ValueError, match="no authentication"):
+            read_settings(host="0.0.0.0", **more)
+
+
+@pytest.mark.parametrize("header", ["", "X Tenant", "X-Tenant:", "x" * 65])
+def test_a_tenant_header_is_the_name_of_a_header(header: str) -> None:
+    with pytest.raises(ValueError, match="tenant_header"):
+        read_settings(tenant_header=header)
+
+
+def test_limits_and_logs_of_a_cluster_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"MAX_OPEN_JOBS": "10000", "MAX_OPEN_JOBS_PER_TENANT": "500", "LOG_FORMAT": "json", "LOG_LEVEL": "debug"}
+    for name, value in given.items():
+        monkeypatch.setenv(f"SLIDEREASON_{name}", value)
+    settings = read_settings()
+    assert (settings.max_open_jobs, settings.max_open_jobs_per_tenant) == (10_000, 500)
+    assert (settings.log_format, settings.log_level) == ("json", "DEBUG")
+    monkeypatch.setenv("SLIDEREASON_LOG_FORMAT", "xml")
+    with pytest.raises(ValueError, match="log_format"):
+        read_settings()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.3.4.5", "::1", "[::1]", "localhost"])
 def test_loopback_addresses_are_accepted(host: str) -> None:
     assert read_settings(host=host).host == host

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.attempts import attempt_folder, publish
+from worker.attempts import attempt_folder, publish, save
 
 FILES = {f"overlay.zarr/probability/{i // 25}/0/c/{i // 5 % 5}/{i % 5}": f"shard {i}" for i in range(75)}
 
@@ -62,3 +62,35 @@ def test_an_attempt_nobody_made_is_an_error(tmp_path: Path):
     attempt(tmp_path, 1)
     with pytest.raises(FileNotFoundError):
         publish(tmp_path, "0_0", 2)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_an_older_token_changes_nothing_once_a_newer_one_is_published(tmp_path: Path, durable: bool):
+    late = attempt(tmp_path, 3)
+    (late / next(iter(FILES))).write_text("late")
+    attempt(tmp_path, 4)
+    save(tmp_path, "0_0", 4)
+    publish(tmp_path, "0_0", 4, durable)
+    publish(tmp_path, "0_0", 3, durable)
+    assert published(tmp_path) == FILES
+    assert not late.exists()
+    assert (tmp_path / "published" / "0_0").read_text() == "4\n"
+
+
+def test_a_mark_that_a_power_cut_left_empty_is_no_mark(tmp_path: Path):
+    attempt(tmp_path, 1)
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "0_0").touch()
+    publish(tmp_path, "0_0", 1)
+    assert published(tmp_path) == FILES
+
+
+def test_saving_reaches_every_file_and_every_folder_that_names_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    attempt(tmp_path / "jobs" / "one", 1)
+    synced = set()
+    monkeypatch.setattr(
+        "worker.attempts.os.fsync", lambda handle: synced.add(Path(f"/proc/self/fd/{handle}").resolve())
+    )
+    save(tmp_path / "jobs" / "one", "0_0", 1)
+    below = {path for path in (tmp_path / "jobs").rglob("*")}
+    assert synced == below | {tmp_path / "jobs"}

@@ -128,6 +128,14 @@ def test_children_end_with_a_service_that_is_killed(tmp_path: Path):
     wait_until(lambda: all(gone(pid) for pid in pids), 60)
 
 
+def test_a_worker_that_ends_for_want_of_memory_is_started_again(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("SLIDEREASON_MEMORY_LIMIT_BYTES", str(1 << 20))
+    seen = set()
+    with embedded.start(tmp_path, HUE) as service:
+        wait_until(lambda: seen.update(service.worker_pids) or len(seen) >= 2)
+    assert all(gone(pid) for pid in seen)
+
+
 @pytest.mark.slow
 def test_a_tile_that_kills_its_worker_is_quarantined(tmp_path: Path):
     """Three workers die of one tile; the job ends without it, and says so."""
@@ -153,7 +161,7 @@ def test_a_tile_that_kills_its_worker_is_quarantined(tmp_path: Path):
 
 
 def test_settings_travel_by_environment():
-    settings = WorkerSettings("redis://b", "sqlite:///d", "a", "m:f", threads=3, lease_s=1.5, parent_pid=7)
+    settings = WorkerSettings("redis://b", "sqlite:///d", "a", "m:f", block_threads=3, lease_s=1.5, parent_pid=7)
     assert WorkerSettings.from_environment(settings.to_environment()) == settings
 
 
@@ -166,8 +174,8 @@ def test_a_missing_setting_is_named(missing: str):
 
 
 def test_a_setting_that_is_no_number_is_named():
-    environment = WorkerSettings("b", "d", "a").to_environment() | {"SLIDEREASON_THREADS": "many"}
-    with pytest.raises(ValueError, match="SLIDEREASON_THREADS"):
+    environment = WorkerSettings("b", "d", "a").to_environment() | {"SLIDEREASON_BLOCK_THREADS": "many"}
+    with pytest.raises(ValueError, match="SLIDEREASON_BLOCK_THREADS"):
         WorkerSettings.from_environment(environment)
 
 

@@ -3,15 +3,20 @@
 import threading
 import time
 from concurrent.futures import Future, wait
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from model.exemplar import Exemplar
 from model.segmenter import TileAnswer, TileBatch
+from tests.jobs import HUE, hue_spec
 from tests.segmenters import HueSegmenter
+from worker.artifacts import open_artifacts
 from worker.engine import AnswerCache, Engine, TileRequest
 from worker.errors import JobDismissed, TileFailed
+from worker.ledger import Ledger
+from worker.tasks import Runner
 
 
 def picture(seed: int) -> np.ndarray:
@@ -308,3 +313,90 @@ def test_which_comes_first_is_told_and_is_part_of_the_question():
     with Engine(Told()) as engine:
         wait([engine.submit(one), engine.submit(other)], timeout=30)
     assert sorted(told) == [False, True]
+
+
+def test_a_warm_engine_has_run_its_segmenter_once_on_a_blank_tile():
+    segmenter = Recorder()
+    with Engine(segmenter) as engine:
+        assert engine.warm_up() >= 0
+        assert (segmenter.batches, engine.alive, engine.busy_s) == ([1], True, 0.0)
+
+
+def test_a_segmenter_that_cannot_even_do_that_is_not_warm():
+    class Broken(HueSegmenter):
+        def predict(self, batch: TileBatch, cancelled=None) -> list[TileAnswer]:
+            raise ZeroDivisionError("no kernel image")
+
+    with Engine(Broken()) as engine, pytest.raises(TileFailed, match="no kernel image"):
+        engine.warm_up()
+
+
+def test_nobody_waits_for_a_thread_that_died():
+    """What was asked, what waits and what comes later all hear of it, as work for another worker."""
+
+    class Fatal(Recorder):
+        def predict(self, batch: TileBatch, cancelled=None) -> list[TileAnswer]:
+            self.entered.set()
+            assert self.go.wait(30)
+            raise SystemExit("driver lost")
+
+    segmenter = Fatal(waiting=True)
+    with Engine(segmenter, max_batch=1, max_waiting=2) as engine:
+        futures = [engine.submit(TileRequest(good_picture(0), 1.0, "q"))]
+        assert segmenter.entered.wait(30)
+        futures += [engine.submit(TileRequest(good_picture(seed), 1.0, "q")) for seed in (1, 2)]
+        late: list[BaseException | None] = []
+
+        def submit_late() -> None:
+            try:
+                engine.submit(TileRequest(good_picture(3), 1.0, "q"))
+            except JobDismissed as error:
+                late.append(error)
+
+        thread = threading.Thread(target=submit_late)
+        thread.start()
+        segmenter.go.set()
+        thread.join(30)
+        for future in futures:
+            with pytest.raises(JobDismissed, match="died of SystemExit: driver lost"):
+                future.result(30)
+        assert len(late) == 1
+        assert not engine.alive
+
+
+def drain(runner: Runner) -> None:
+    while any(runner.run_one() for _ in range(3)):
+        pass
+
+
+def test_tiles_of_two_jobs_fill_the_batches_that_one_alone_leaves_half_empty(pyramid_slide: Path, tmp_path: Path):
+    """Two jobs of small blocks, a block thread each: the device sees full batches, with tiles of both in them."""
+    mixed = []
+
+    class Mixing(HueSegmenter):
+        def predict(self, batch: TileBatch, cancelled=None) -> list[TileAnswer]:
+            mixed.append(sorted(set(batch.queries)))
+            fills.append(len(batch) / 16)
+            time.sleep(0.05)
+            return super().predict(batch)
+
+    means = {}
+    for jobs in (1, 2):
+        fills: list[float] = []
+        mixed.clear()
+        ledger = Ledger(f"sqlite:///{tmp_path / f'{jobs}.sqlite'}")
+        for n in range(jobs):
+            ledger.create_job(hue_spec(pyramid_slide, query=f"job {n}", tissue="off"), tenant=f"t{n}")
+        with Engine(Mixing(), max_batch=16, cache_bytes=0) as engine:
+            runner = Runner(ledger, open_artifacts(tmp_path / f"{jobs}"), engine, "w", (HUE,))
+            assert all(runner.run_one() for _ in range(jobs)), "each is planned"
+            threads = [threading.Thread(target=drain, args=(runner,)) for _ in range(jobs)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert ledger.counts()["successful"] == jobs
+        ledger.close()
+        means[jobs] = sum(fills) / len(fills)
+    assert ["job 0", "job 1"] in mixed, "tiles of both jobs in one call of the model"
+    assert means[2] > means[1]

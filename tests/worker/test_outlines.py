@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import rasterio.features
+import shapely
 
 from tests.worker.overlay_job import make_info
 from worker.errors import BadRequest, TooLarge
@@ -95,3 +96,22 @@ def test_a_huge_slide_takes_no_mask_picture(tmp_path: Path):
     cv2.imwrite(str(tmp_path / "mask.png"), blobs().astype(np.uint8))
     with pytest.raises(BadRequest, match="GeoJSON"):
         read_mask(tmp_path / "mask.png", make_info(100_000, 80_000))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+def test_polygons_are_those_of_gdal(share: float):
+    mask = np.random.default_rng(0).random((90, 140)) < share
+    shapes = rasterio.features.shapes(mask.astype(np.uint8), mask=mask, connectivity=4)
+    theirs = [shapely.Polygon(shell, holes) for shell, *holes in (shape["coordinates"] for shape, _ in shapes)]
+    ours = [shapely.Polygon(shell, holes) for shell, *holes in outline_mask(mask, max_vertices=10**6)]
+    assert sorted(shapely.normalize(ours).tolist(), key=str) == sorted(shapely.normalize(theirs).tolist(), key=str)
+    assert all(shapely.is_valid(ours))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("name", ["mask.png", "mask.tif"])
+def test_the_darkest_of_colours_is_no_black(tmp_path: Path, name: str, channels: int, kind: type):
+    picture = np.repeat(blobs()[..., None], channels, axis=2).astype(kind)
+    cv2.imwrite(str(tmp_path / name), picture)
+    assert read_mask(tmp_path / name, INFO) == outline_mask(blobs())

@@ -16,7 +16,7 @@ from tests.jobs import digest, hue_spec, pixels_digest
 from tests.made_slides import tissue_picture, write_pyramid
 from tests.segmenters import HueSegmenter, hue_segmenter
 from worker import inline
-from worker.artifacts import LocalArtifacts
+from worker.artifacts import REPORT_JSON, LocalArtifacts
 from worker.engine import Engine
 from worker.errors import BadRequest, CoverageTooLow, MppUnknown, SlideNotFound, SlideReasonError, SlideUnreadable
 from worker.inline import RESULTS, run_job_inline
@@ -344,11 +344,11 @@ def test_a_finish_that_was_not_published_is_published_by_the_sweeper(stained: Pa
         while runner.run_one():
             pass
         assert ledger.job(job_id).status == "running"
-        assert not artifacts.report_json(job_id).exists()
+        assert not (artifacts.job_folder(job_id) / REPORT_JSON).exists()
         (unpublished,) = ledger.sweep().unpublished
         Runner(ledger, artifacts, engine, "lives", (spec.model,)).publish_finish(*unpublished)
     assert ledger.job(job_id).status == "successful"
-    assert artifacts.report_json(job_id).exists()
+    assert (artifacts.job_folder(job_id) / REPORT_JSON).exists()
     ledger.close()
 
 

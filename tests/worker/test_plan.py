@@ -135,7 +135,9 @@ def test_the_halo_is_the_wanted_neighbours_that_are_not_in_the_block(request):
     for block in all_blocks(plan)[:4]:
         mine = {(tile.row, tile.col) for tile in block.tiles}
         around = {(r + dy, c + dx) for r, c in mine for dy in (-1, 0, 1) for dx in (-1, 0, 1)}
-        assert {(tile.row, tile.col) for tile in block.halo} == (around & wanted) - mine
+        # Tiles that share no pixel have nothing to say about each other, and each costs a look of the model.
+        expected = (around & wanted) - mine if plan.stride_px < plan.tile_px else set()
+        assert {(tile.row, tile.col) for tile in block.halo} == expected
 
 
 @settings(max_examples=40, deadline=None)

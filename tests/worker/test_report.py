@@ -16,7 +16,9 @@ from worker.attempts import read_records
 from worker.pictures import LabelFrame, fit, padded_box
 from worker.pyramid import OVERLAY
 from worker.regions import without_polygon
-from worker.report import build_report, coverage_words, looked_at_px, write_report_html, write_report_json
+from worker.report import build_report, looked_at_px, write_report_html, write_report_json
+from worker.report_parts import coverage_words
+from worker.report_pictures import draw_overview, label_frame
 from worker.types import JobSpec, TileRecord
 from worker.wording import area_words, conclusion_of, count_words, percent_words, place_words, read_chain
 
@@ -171,6 +173,34 @@ def test_every_region_has_an_anchor_and_the_large_ones_their_pictures(page, repo
     assert sum(tag == "img" for tag, _ in tags) == 1 + 2 * 3
 
 
+def test_the_page_names_failed_tiles_hash_and_parameters(finished, tmp_path):
+    folder, regions, records = finished
+    broken = TileRecord("0_0", 0, 0, 0, 256, error="the <b>file</b> is truncated")
+    others = [record for record in records if record.key != "0_0"]
+    failed = build_report(JOB_ID, SPEC, PLAN, INFO, regions, [*others, broken], CARD)
+    write_report_html(tmp_path / "report.html", failed, folder / OVERLAY, PaleSlide())
+    words = " ".join(" ".join(Tags((tmp_path / "report.html").read_text(encoding="utf-8")).words).split())
+    assert "1 tile that failed" in words and "Dashed red: tiles that failed." in words
+    assert "0_0 0, 0, 512, 512 the <b>file</b> is truncated" in words
+    for fact in ("Tiles looked at 34 of 35 (97.1 %)", f"Content {INFO.content_hash}", "Smallest region 50 µm²"):
+        assert fact in words
+    assert "Least coverage 50.0 %" in words and "Revision abc123" in words
+
+
+def test_failed_tiles_are_drawn_on_the_slide(finished, report):
+    folder, _, _ = finished
+    frame = label_frame(report, folder / OVERLAY)
+    failed = report["coverage"] | {"failed_tiles": [{"key": "1_1", "bbox_px0": [600.0, 600.0, 1100.0, 1100.0]}]}
+    pictures = [
+        draw_overview(changed, frame, PaleSlide(), [], []).image for changed in (report, report | {"coverage": failed})
+    ]
+    changed_at = np.argwhere((pictures[0] != pictures[1]).any(axis=-1))  # (row, col)
+    scale = pictures[0].shape[1] / 2600
+    assert np.allclose(changed_at.min(axis=0), 600 * scale, atol=2) and np.allclose(
+        changed_at.max(axis=0), 1100 * scale, atol=2
+    )
+
+
 def test_thousands_of_regions_become_a_short_page(finished, report, tmp_path):
     folder, regions, records = finished
     many = [replace(regions[0], region_id=f"{label}", label=label, area_um2=100.0 + label) for label in range(1, 4001)]
@@ -178,7 +208,8 @@ def test_thousands_of_regions_become_a_short_page(finished, report, tmp_path):
     write_report_html(tmp_path / "report.html", big, folder / OVERLAY, PaleSlide())
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "The 200 largest of 4,000 regions" in page
-    assert len(page) < 1_000_000 and len(big["regions"]) == 4000
+    assert page.count("<details") == 8, "the others are folded, 500 at a time"
+    assert len(page) < 2_000_000 and len(big["regions"]) == 4000
 
 
 @given(seed=st.integers(0, 2**16), offset=st.tuples(st.integers(-190, 0), st.integers(-190, 0)))

@@ -6,6 +6,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -13,7 +14,7 @@ from PIL import Image
 
 from tests.made_slides import tissue_picture, write_pyramid
 from worker.errors import BadRequest, SlideNotFound, SlideUnreadable
-from worker.slide_readers import OpenSlideReader
+from worker.slide_readers import OpenSlideReader, halve
 from worker.slides import Slide, open_slide
 
 
@@ -330,3 +331,11 @@ def test_a_closed_slide_fails_and_does_not_crash(pyramid_slide: Path):
     slide.close()
     with pytest.raises(Exception):  # noqa: B017 - whatever the format's library raises
         slide.read_px0(0, 0, 100, 100, 100, 100)
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (301, 512), (1001, 777)])
+def test_pictures_are_halved_as_opencv_does(height: int, width: int):
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    even = picture[: height // 2 * 2, : width // 2 * 2]
+    wanted = cv2.resize(even, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(halve(picture), wanted)

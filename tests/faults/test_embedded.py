@@ -1,20 +1,17 @@
-"""Workers are killed at random for a minute, and nothing of it can be seen in what the jobs leave."""
+"""The embedded service: its workers are killed at random, and nothing of it can be seen in what the jobs leave."""
 
-import ctypes
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 from sqlalchemy import func, select
 
 from model.data.synthetic_slide import write_synthetic_slide
+from tests.faults.servers import no_orphans
 from tests.jobs import digest, hue_spec, pixels_digest
 from tests.segmenters import hue_segmenter
 from worker import embedded, queue
@@ -24,33 +21,11 @@ from worker.ledger import JobRow, Ledger
 from worker.ledger_schema import units
 from worker.types import JobSpec
 
-SECONDS = float(os.environ.get("SLIDEREASON_FAULT_SECONDS", "60"))
+SECONDS = float(os.environ.get("SLIDEREASON_FAULT_SECONDS", "20"))
 SEED = int(os.environ.get("SLIDEREASON_FAULT_SEED", "7"))
 WORKERS = 3
 CHANCE = {"plan": 0.2, "segment": 1.0, "finish": 0.6}
 """That a worker is killed when the killer finds it at such a unit."""
-
-PR_SET_CHILD_SUBREAPER = 36
-
-
-@contextmanager
-def no_orphans() -> Iterator[None]:
-    """Whatever a child leaves behind becomes ours to see; at the end there may be nothing new."""
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    try:
-        yield
-        deadline = time.monotonic() + 60
-        while left := [process for process in _running_children() if process.pid not in before]:
-            assert time.monotonic() < deadline, f"orphans: {[(p.pid, p.name()) for p in left]}"
-            psutil.wait_procs(left, timeout=1)
-    finally:
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
-
-
-def _running_children() -> list[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
 class Killer(threading.Thread):
@@ -137,7 +112,9 @@ def test_killed_workers_leave_no_trace(slide: Path, tmp_path: Path):
             job_ids = [submit(service, ledger, spec, job_id=undisturbed.job.job_id)]
             killer.start()
             end = time.monotonic() + SECONDS
-            while time.monotonic() < end:
+            # On a busy machine planning takes most of the time: go on until blocks were hit as well.
+            latest = end + 240
+            while (now := time.monotonic()) < end or (now < latest and lost_units(ledger)["segment"] < SECONDS / 30):
                 if ledger.counts()["accepted"] + ledger.counts()["running"] < 2:
                     job_ids.append(submit(service, ledger, spec))
                 time.sleep(0.2)
@@ -153,6 +130,6 @@ def test_killed_workers_leave_no_trace(slide: Path, tmp_path: Path):
     artifacts = LocalArtifacts(service.artifacts_root)
     assert digest(artifacts.job_folder(job_ids[0])) == digest(undisturbed.folder)
     for job_id in job_ids:
-        assert pixels_digest(artifacts.overlay(job_id)) == expected
+        assert pixels_digest(artifacts.job_folder(job_id) / "overlay.zarr") == expected
         assert not (artifacts.job_folder(job_id) / "attempts").exists()
     print(f"{killer.kills} workers killed, owners lost: {lost}, {len(job_ids)} jobs")
