@@ -11,6 +11,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+PROCESSES = ("faults/", "end_to_end/", "browser/", "service/test_client.py", "service/test_events.py", "worker/test_embedded.py",
+             "worker/test_health.py", "worker/test_queue.py", "worker/test_worker_main.py")  # fmt: skip
+"""Tests of several processes that are killed, starved and cut off while others share the machine."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of several processes get a second try; pytest's summary counts and names each rerun."""
+    for item in items:
+        if str(item.path.relative_to(REPOSITORY / "tests")).startswith(PROCESSES):
+            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=5))
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

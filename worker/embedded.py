@@ -266,7 +266,7 @@ def _start_redis(supervisor: Supervisor, folder: Path, socket: Path) -> None:
     command = [sys.executable, "-c", _DIE_WITH_PARENT, *arguments]
     supervisor.keep("redis", lambda: subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True))
     client = redis.Redis(unix_socket_path=str(socket))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         try:
             client.ping()

@@ -26,7 +26,7 @@ from worker.embedded import find_redis_server
 
 PR_SET_CHILD_SUBREAPER = 36
 RESTART_S = 0.2
-START_S = 60.0
+START_S = 180.0
 PORT = 5432
 """Of a socket's name only: a folder holds one server."""
 

@@ -5,6 +5,7 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -63,11 +64,11 @@ class Killer(threading.Thread):
         return [(kind, pid) for kind, pid, _ in owned if pid in self._service.worker_pids and pid not in spared]
 
 
-def lost_units(ledger: Ledger) -> dict[str, int]:
-    """How many owners were lost, by kind of unit."""
+def lost_units(ledger: Ledger) -> Counter[str]:
+    """How many owners were lost, by kind of unit; 0 of a kind that has no units yet."""
     with ledger.engine.connect().execution_options(reading=True) as connection:
         rows = connection.execute(select(units.c.kind, func.sum(units.c.lost)).group_by(units.c.kind))
-        return {kind: lost for kind, lost in rows}
+        return Counter({kind: lost for kind, lost in rows})
 
 
 @pytest.fixture(scope="module")
