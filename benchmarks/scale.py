@@ -2,7 +2,7 @@
 
 Service times are read from `benchmarks/results/scale_costs.json`; what could not be measured is assumed and listed in
 `docs/scale.md`. The same seed gives the same figures. `SLIDEREASON_SCALE_RUNS=paper,fair` runs only those whose names
-begin so, without the picture.
+begin so, without the picture; the others stay as an earlier command found them.
 """
 
 import json
@@ -73,7 +73,16 @@ def measure(bench: Bench) -> tuple[list[Measurement], str]:
 
         draw(told, RESULTS.parents[1] / "docs" / "images")
     measurements = [_measurement(name, figures) for name, figures in told.items()]
+    if wanted and not bench.quick:
+        measurements = _earlier(bench.folder / "scale.json", told) + measurements
     return measurements, f"simulated, seeds {seeds[0]} to {seeds[-1]}; service times from scale_costs.json"
+
+
+def _earlier(path: Path, replaced: Iterable[str]) -> list[Measurement]:
+    """What an earlier command found of other runs, which this one leaves as they are."""
+    kept = json.loads(path.read_text(encoding="utf-8"))["measurements"] if path.is_file() else []
+    kept = [one for one in kept if one["name"] not in replaced]
+    return [Measurement(one["name"], one["unit"], tuple(one["values"]), one["notes"]) for one in kept]
 
 
 def simulate_all(asked: Sequence[tuple[Run, int]], database: Database) -> dict[tuple[str, int], dict[str, Any]]:
