@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.builders import build, complete
 from model.config import PathChatConfig
+from model.data.stain_shift import read_stain_file
 from model.pathchat import PathChatSegR1
 from model.shards import INDEX, WEIGHTS, revision_of_shards, sha256_of, write_shards
 from model.stored import CheckpointError, Stored, Tensors, compare, open_folder, read_json
@@ -164,6 +165,10 @@ def verify_checkpoint(folder: Path) -> Iterator[str]:
     config, tokenizer, tensors = open_checkpoint(folder)
     if not (folder / CARD).is_file():
         yield f"{CARD} is missing"
+    try:
+        read_stain_file(folder)
+    except ValueError as error:
+        yield str(error)
     try:
         compare("weights", shapes(tensors), shapes_of(config, tokenizer))
     except ValueError as error:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from model.builders import dtype_on, fast_bf16
 from model.checkpoint import CARD, CheckpointError, load_checkpoint, revision_of
 from model.data.concepts import CONCEPTS
+from model.data.stain_shift import read_stain_file
 from model.decode import Answer, SlotDecoder
 from model.matcher import CHANNELS, FINER
 from model.pathchat import PathChatSegR1, Seen
@@ -354,6 +355,7 @@ def load_segmenter(name: str = "tiny", device: str | None = None) -> PathChatPre
         parameters=sum(p.numel() for p in model.parameters()),
         figures=told.get("figures", {}),
         exemplars=not any(name.startswith("matcher.") for name in told.get("fresh", ())),
+        stain=read_stain_file(folder),
     )
     return PathChatPredictor(model, card)
 

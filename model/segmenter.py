@@ -80,6 +80,7 @@ class SegmenterCard:
         parameters: number of weights.
         figures: measured figures, by name.
         exemplars: whether it looks at `TileBatch.exemplars`; others are never shown any.
+        stain: the stains it was trained on, as `TrainedStain.to_json` gives them; empty when they are not known.
     """
 
     name: str
@@ -91,6 +92,7 @@ class SegmenterCard:
     parameters: int = 0
     figures: dict = field(default_factory=dict)
     exemplars: bool = False
+    stain: dict = field(default_factory=dict)
 
 
 @runtime_checkable

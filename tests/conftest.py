@@ -11,8 +11,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-PROCESSES = ("faults/", "end_to_end/", "browser/", "service/test_client.py", "service/test_events.py", "worker/test_embedded.py",
-             "worker/test_health.py", "worker/test_queue.py", "worker/test_worker_main.py")  # fmt: skip
+PROCESSES = (
+    "faults/", "end_to_end/", "browser/", "service/test_client.py", "service/test_events.py", "worker/test_embedded.py",
+    "worker/test_health.py", "worker/test_queue.py", "worker/test_worker_main.py",
+)  # fmt: skip
 """Tests of several processes that are killed, starved and cut off while others share the machine."""
 
 

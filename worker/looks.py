@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.data.stain_shift import tissue_template
+from model.evaluation.contradiction import contradictions
 from model.exemplar import Exemplar
 from model.segmenter import TileAnswer
 from worker import metrics
@@ -33,6 +35,8 @@ class Look:
         second: True when a mask was asked for.
         error: why there is no answer.
         fault: what was at fault then: `slide`, `tile`, or None for the segmenter.
+        stain: template of the tile's tissue; None without tissue or picture.
+        claims: what the answer claims of its mask → whether the mask contradicts it; None without an answer.
     """
 
     tile: Tile
@@ -45,6 +49,8 @@ class Look:
     second: bool = False
     error: str | None = None
     fault: str | None = None
+    stain: tuple[float, ...] | None = None
+    claims: dict[str, bool] | None = None
 
 
 Looks = dict[tuple[int, str], Look]
@@ -71,17 +77,27 @@ def take_looks(
     Raises:
         JobDismissed, LeaseLost: seen between tiles.
     """
-    waiting: deque[tuple[Tile, int, Future | TileFailed]] = deque()
+    waiting: deque[tuple[Asked, Future | TileFailed]] = deque()
     for tile, picture in pictures:
         ask.check()
+        stain = None if isinstance(picture, TileFailed) else tissue_template(picture)
         for index in questions(tile):
-            waiting.append((tile, index, ask.submit(tile, picture, queries[index])))
+            waiting.append((Asked(tile, index, stain), ask.submit(tile, picture, queries[index])))
         # Alone, a tile must be answered before the next one is read, so that its death is its own.
-        while waiting and (ask.alone or len(waiting) > ask.ahead or _ready(waiting[0][2])):
+        while waiting and (ask.alone or len(waiting) > ask.ahead or _ready(waiting[0][1])):
             yield ask.receive(*waiting.popleft())
     while waiting:
         ask.check()
         yield ask.receive(*waiting.popleft())
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an answer is waited for: a tile, a question, and the stain of the tile's tissue."""
+
+    tile: Tile
+    query_index: int
+    stain: tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
@@ -124,12 +140,13 @@ class Asker:
                 TileRequest(picture, self.mpp, query, self.forced, self.cancelled, self.exemplar, self.tile_first)
             )
 
-    def receive(self, tile: Tile, query_index: int, answer: "Future[TileAnswer] | TileFailed") -> Look:
+    def receive(self, asked: Asked, answer: "Future[TileAnswer] | TileFailed") -> Look:
         """Wait for an answer.
 
         Raises:
             JobDismissed: the work is to stop.
         """
+        tile, query_index = asked.tile, asked.query_index
         if isinstance(answer, TileFailed):
             return Look(tile, query_index, error=str(answer), fault=answer.field, second=self.forced)
         try:
@@ -150,7 +167,14 @@ class Asker:
             p_seg=float(said.p_seg),
             confidence=float(np.max(said.confidence)) if len(said.confidence) else float(said.p_seg),
             second=self.forced,
+            stain=asked.stain,
+            claims=claims_of(said),
         )
+
+
+def claims_of(said: TileAnswer) -> dict[str, bool]:
+    """What an answer claims of its masks, and whether they contradict it; pixels count from one half."""
+    return contradictions(said.text, said.masks >= 0.5 if len(said.masks) else None)
 
 
 def silent_tiles(tiles: Sequence[Tile], looks: Looks, query_index: int) -> list[Tile]:

@@ -16,7 +16,9 @@ import shapely
 from affine import Affine
 from shapely.geometry.base import BaseGeometry
 
+from model.data.stain_shift import TrainedStain
 from worker.components import CONNECTIVITY, first_pixels, local_components
+from worker.evidence import weigh_evidence
 from worker.pyramid import OVERLAY, block_places, block_slices, has_shard, open_level
 from worker.types import JobSpec, Region, SlideInfo, TilePlan, TileRecord
 
@@ -87,6 +89,7 @@ def iter_regions(
     job_id: str,
     spec: JobSpec,
     records: Iterable[TileRecord],
+    trained: TrainedStain | None = None,
 ) -> Iterator[Region]:
     """Make the regions one by one.
 
@@ -98,6 +101,7 @@ def iter_regions(
         job_id: namespace of the ids.
         spec: queries and threshold.
         records: what the tiles said, of all queries.
+        trained: the stains the model was trained on; None when they are not known.
 
     Yields:
         Regions ordered by query and label.
@@ -117,7 +121,7 @@ def iter_regions(
                 area_um2=round(area_px * plan.mpp**2, 3),
                 confidence=round(walk.probability[label] / area_px / 255, 4),
                 **_measures(polygon, plan, info),
-                **_argument(shares, tiles, query_index, plan),
+                **_argument(shares, tiles, query_index, plan, trained),
             )
 
 
@@ -189,9 +193,13 @@ def _gather_evidence(
 
 
 def _argument(
-    shares: dict[str, float], tiles: dict[tuple[int, str], TileRecord], query_index: int, plan: TilePlan
+    shares: dict[str, float],
+    tiles: dict[tuple[int, str], TileRecord],
+    query_index: int,
+    plan: TilePlan,
+    trained: TrainedStain | None,
 ) -> dict[str, Any]:
-    """The chain of a region and the tiles for and against it."""
+    """The chain of a region, the tiles for and against it, and what is known of them."""
     if not shares:
         return {"agreement": None, "chain": "", "chain_tile": {}}
     said = {key: tiles[query_index, key] for key in shares}
@@ -208,6 +216,7 @@ def _argument(
         "chain_tile": _chain_tile(said[best], shares[best] / (sum(shares.values()) or 1.0), plan),
         "support": support,
         "dissent": dissent,
+        **weigh_evidence(shares, said, best, agreement, trained),
     }
 
 

@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from worker.answers import far_words
 from worker.colors import query_color
 from worker.pictures import LabelFrame, data_uri
-from worker.report_parts import by_size, coverage_words, facts, featured_regions, support_words
+from worker.report_parts import (
+    FLAGS_MEAN,
+    by_size,
+    coverage_words,
+    evidence_words,
+    facts,
+    featured_regions,
+    flags,
+    support_words,
+)
 from worker.report_pictures import RINGS, draw_overview, draw_region, draw_tile, label_frame
 from worker.wording import SEG, area_words, count_words, exemplar_words, percent_words, read_chain
 
@@ -61,6 +71,8 @@ def render_page(
             shown=min(len(sized), MOST_ROWS),
             facts=facts(report),
             not_looked_at=coverage_words(report["coverage"]),
+            far=far_words(report.get("stain")),
+            flags_mean=FLAGS_MEAN,
         )
     )
 
@@ -81,7 +93,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(area=area_words, percent=percent_words, chain_parts=chain_parts)
-    environment.globals.update(count=count_words, support=support_words)
+    environment.globals.update(count=count_words, support=support_words, evidence=evidence_words, flags=flags)
     return environment
 
 

@@ -10,6 +10,20 @@ from worker.wording import area_words, count_words, percent_words
 FEATURED = 6
 """The largest regions of each query that are shown with their pictures and chain."""
 
+LEAST_UM2 = 0.5
+"""Less than this rounds to nothing in words."""
+
+WEAK_WORDS = {
+    "agreement": "overlapping tiles disagree",
+    "stain": "stain far from what the model was trained on",
+    "contradiction": "the chain contradicts its own mask",
+}
+FLAGS = {"agreement": "disagree", "stain": "stain", "contradiction": "chain"}
+FLAGS_MEAN = (
+    "Flags: disagree, overlapping tiles disagree; stain, the stain is far from what the model was trained on; chain, "
+    "the chain contradicts its own mask."
+)
+
 _ORDER = re.compile("[\u202a-\u202e\u2066-\u2069]")
 """Marks that make a reader see text in another order than it is written."""
 
@@ -47,14 +61,16 @@ def featured_regions(
 
 
 def coverage_words(coverage: Mapping[str, Any]) -> str:
-    """What was not looked at, in words."""
-    words = []
+    """What was not looked at, in words: areas with their reasons, then tiles.
+
+    Args:
+        coverage: the report's; that of older reports has no areas by reason.
+    """
+    words = [_area_left(coverage)] if coverage.get("not_looked_at_um2", 0) >= LEAST_UM2 else []
     if coverage["skipped"]:
         everything = coverage["tiles"] + coverage["skipped"]
-        words.append(
-            f"Not looked at: {coverage['skipped']:,} of {count_words(everything, 'tile')} "
-            "(glass, or outside the region of interest)."
-        )
+        why = "" if "glass_um2" in coverage else " (glass, or outside the region of interest)"
+        words.append(f"Skipped: {coverage['skipped']:,} of {count_words(everything, 'tile')}{why}.")
     if coverage["failed"]:
         reasons = "; ".join(f"{entry['reason']} ({entry['tiles']:,})" for entry in coverage["failed_reasons"][:3])
         words.append(
@@ -62,6 +78,61 @@ def coverage_words(coverage: Mapping[str, Any]) -> str:
             f"not judged: {reasons}. Coverage is {percent_words(coverage['coverage'])}."
         )
     return " ".join(words) or "Every tile of the slide was looked at."
+
+
+def _area_left(coverage: Mapping[str, Any]) -> str:
+    """The area that no tile saw, in µm² or mm² and percent of the slide, and why."""
+    left_um2 = coverage["not_looked_at_um2"]
+    reasons = [
+        ("glass", coverage["glass_um2"]),
+        ("outside the region of interest", coverage["outside_roi_um2"]),
+        ("in tiles that failed", coverage["failed_um2"]),
+    ]
+    said = ", ".join(f"{area_words(area)} {reason}" for reason, area in reasons if area >= LEAST_UM2)
+    share = percent_words(min(1.0, left_um2 / coverage["slide_um2"]))
+    return f"Not looked at: {area_words(left_um2)}, {share} of the slide ({said})."
+
+
+def evidence_words(region: Mapping[str, Any]) -> str:
+    """How far a region can be believed, in sentences; what is not known is said to be so.
+
+    Args:
+        region: of a report; those of older reports know less, and less is said.
+    """
+    if "weak" not in region:
+        return ""
+    agreement = "Only one tile saw it"
+    if region["agreement"] is not None:
+        agreement = f"Agreement of overlapping tiles {region['agreement']:.2f}"
+    words = [f"{agreement}. Stain {stain_words(region['stain'])}.", _contradiction_words(region["contradictions"])]
+    if region["weak"]:
+        words.insert(0, f"Weak evidence: {', '.join(WEAK_WORDS[name] for name in region['weak'])}.")
+    return " ".join(words)
+
+
+def stain_words(stain: Mapping[str, Any] | None) -> str:
+    """The distance of a stain from the stains a model was trained on, as the end of a sentence."""
+    if stain is None:
+        return "not known to be like or unlike what the model was trained on"
+    beyond = "far, beyond" if stain["far"] else "within"
+    shift, limit = f"{stain['shift_sd']:.1f}", f"{stain['limit_sd']:.1f}"
+    return f"{shift} standard deviations from what the model was trained on ({beyond} {limit})"
+
+
+def _contradiction_words(against: Mapping[str, Any] | None) -> str:
+    """What chains say of masks that the masks contradict, in a sentence."""
+    if against is None:
+        return "Whether its chain contradicts its mask is not known."
+    chain = "Its chain does not contradict its own mask"
+    if against["chain"]:
+        chain = f"Its chain contradicts its own mask ({', '.join(against['chain'])})"
+    tiles = f"{against['contradicted']:,} of {count_words(against['checked'], 'tile')} that made it"
+    return f"{chain}; {tiles} {'does' if against['contradicted'] == 1 else 'do'}."
+
+
+def flags(region: Mapping[str, Any]) -> str:
+    """What speaks against a region, in few words for a table; a dash where nothing does."""
+    return ", ".join(FLAGS[name] for name in region.get("weak", ())) or "–"
 
 
 def support_words(region: Mapping[str, Any]) -> str:
@@ -89,7 +160,7 @@ def facts(report: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     exemplar = report.get("exemplar")
     return {
         "Coverage": _coverage_facts(report["coverage"]),
-        "Slide": _slide_facts(report["slide"]),
+        "Slide": _slide_facts(report["slide"], report.get("stain")),
         "Parameters": _parameter_facts(report["parameters"]),
         "Model": _model_facts(report["model"]),
         **({"Example": _exemplar_facts(exemplar)} if exemplar else {}),
@@ -107,7 +178,7 @@ def _coverage_facts(coverage: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _slide_facts(slide: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _slide_facts(slide: Mapping[str, Any], stain: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     resolution = "unknown"
     if slide["mpp_x"] is not None:
         resolution = f"{slide['mpp_x']:.4g} × {slide['mpp_y']:.4g} µm/px ({slide['mpp_source']})"
@@ -119,6 +190,7 @@ def _slide_facts(slide: Mapping[str, Any]) -> list[tuple[str, str]]:
         *power,
         ("Format", slide["vendor"]),
         ("Content", slide["content_hash"] or "unknown"),
+        ("Stain", stain_words(stain)),
     ]
 
 
@@ -145,13 +217,15 @@ def _parameter_facts(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _model_facts(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    taught = ", ".join(model.get("targets", ()))
+    taught, stain = ", ".join(model.get("targets", ())), model.get("stain")
+    stains = f"{stain['images']:,} pictures of {', '.join(stain['sources'])}" if stain else "not known"
     return [
         ("Name", str(model.get("name", "unknown"))),
         ("Revision", str(model.get("revision", "unknown"))),
         ("Parameters", f"{model.get('parameters', 0):,}"),
         ("Licence", str(model.get("licence") or "unknown")),
         *([("Was taught", taught)] if taught else []),
+        ("Stains trained on", stains),
     ]
 
 

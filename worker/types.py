@@ -247,6 +247,9 @@ class TileRecord:
         shares: {"{block_key}/{block-local component label}": confidence-weighted pixels of it that this tile made}.
         error: reason when the tile failed; then it has no text.
         owned: False when another block owns the tile; then the record is there for its shares only and is not counted.
+        stain: six numbers, the template of its tissue (`model/data/stain_shift.py`); None without tissue or picture.
+        claims: what the answer claims of its mask (`model/evaluation/contradiction.py`) → whether the mask contradicts
+            it; None when that was not looked at.
     """
 
     key: str
@@ -263,6 +266,8 @@ class TileRecord:
     shares: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     owned: bool = True
+    stain: tuple[float, ...] | None = None
+    claims: dict[str, bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -279,6 +284,10 @@ class Region:
         agreement: mean agreement of the overlapping tiles inside; None when only one tile saw it.
         chain: the reasoning chain of the tile with the largest share; chain_tile: that tile's key and frame.
         support, dissent: keys of the other tiles that made it, or that saw it and stayed silent.
+        tiles: of the tiles that made it, those with the largest shares and what is known of each.
+        stain: how far its tiles' stain is from the stains the model was trained on; None when that is not known.
+        contradictions: what its tiles' answers claim of their masks and the masks contradict; None when not known.
+        weak: what speaks against it, of `agreement`, `stain`, `contradiction`.
     """
 
     region_id: str
@@ -295,6 +304,10 @@ class Region:
     chain_tile: dict[str, Any]
     support: tuple[str, ...] = ()
     dissent: tuple[str, ...] = ()
+    tiles: tuple[dict[str, Any], ...] = ()
+    stain: dict[str, Any] | None = None
+    contradictions: dict[str, Any] | None = None
+    weak: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""

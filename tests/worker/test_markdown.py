@@ -105,7 +105,7 @@ def test_it_warns_first_and_last(text: str):
 
 def test_it_answers_and_lists_every_region_with_its_chain(text: str, results: JobResults):
     report = results.report
-    rows = {row[-1]: row for row in cells(text) if len(row) == 6}
+    rows = {row[-1]: row for row in cells(text) if len(row) == 7}
     for query in report["queries"]:
         assert escape(query["answer"]) in text
     for region in report["regions"]:

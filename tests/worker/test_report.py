@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from tests.worker.overlay_job import JOB_ID, discs, finish, make_info, make_plan, segment_blocks
 from worker.attempts import read_records
+from worker.looked_at import looked_at_px
 from worker.pictures import LabelFrame, fit, padded_box
 from worker.pyramid import OVERLAY
 from worker.regions import without_polygon
-from worker.report import build_report, looked_at_px, write_report_html, write_report_json
+from worker.report import build_report, write_report_html, write_report_json
 from worker.report_parts import coverage_words
 from worker.report_pictures import draw_overview, label_frame
 from worker.types import JobSpec, TileRecord
@@ -116,7 +117,8 @@ def test_what_was_not_looked_at_is_said_with_reasons(finished):
         {"key": "0_0", "reason": "the file is truncated", "bbox_px0": [0.0, 0.0, 512.0, 512.0]}
     ]
     words = report["answer"].splitlines()[-1]
-    assert "Not looked at: 12 of 47 tiles" in words
+    assert words.startswith("Not looked at: 36,864 µm², 3.2 % of the slide (36,864 µm² in tiles that failed).")
+    assert "Skipped: 12 of 47 tiles" in words
     assert "1 tile failed and was not judged: the file is truncated (1). Coverage is 97.1 %." in words
 
 

@@ -77,4 +77,4 @@ def test_the_pdf_is_made_in_a_minute_and_half_a_gigabyte(huge: JobResults, tmp_p
     assert all(region_id in text for region_id in ids[:500]) and ids[500] not in text
     with_rows = [page for page in pages if page.count("■ ") > 1]
     assert len(with_rows) > 5
-    assert all("Region Area Place Confidence Agreement Tiles Id" in page for page in with_rows)
+    assert all("Region Area Place Confidence Agree Tiles Flags Id" in page for page in with_rows)

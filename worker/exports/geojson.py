@@ -82,6 +82,10 @@ def region_feature(
     }
     if region.agreement is not None:
         measurements["Agreement"] = region.agreement
+    if region.stain is not None:
+        measurements["Stain shift SD"] = region.stain["shift_sd"]
+    if region.contradictions is not None:
+        measurements["Contradicting tiles"] = region.contradictions["contradicted"]
     return {
         "type": "Feature",
         "id": region.region_id,
@@ -100,6 +104,7 @@ def region_feature(
                 "label": region.label,
                 "chain": region.chain,
                 "chain_tile": region.chain_tile.get("key", ""),
+                "weak": " ".join(region.weak),
                 "use": USE,
             },
         },

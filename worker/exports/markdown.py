@@ -5,8 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from worker.answers import far_words
 from worker.exports.job_results import JobResults
-from worker.report_parts import by_size, coverage_words, facts, plain_line, support_words
+from worker.report_parts import (
+    FLAGS_MEAN,
+    by_size,
+    coverage_words,
+    evidence_words,
+    facts,
+    flags,
+    plain_line,
+    support_words,
+)
 from worker.wording import SEG, area_words, count_words, exemplar_words, percent_words, read_chain
 
 ROWS = 500
@@ -67,6 +77,8 @@ def _answer(report: Mapping[str, Any]) -> Iterator[str]:
         yield from (escape(query["answer"]), "")
     if report.get("exemplar") is not None:
         yield from (escape(exemplar_words(report["exemplar"], report["slide"]["slide_id"])), "")
+    if far := far_words(report.get("stain")):
+        yield from (escape(far), "")
     yield from (escape(coverage_words(report["coverage"])), "")
 
 
@@ -83,12 +95,13 @@ def _regions(report: Mapping[str, Any]) -> Iterator[str]:
             f"{len(sized) - len(listed):,} stand, with all the rest, in the job's regions.geojson and its export csv.",
             "",
         )
-    columns = ("Region", "Area", "Place", "Confidence", "Agreement", "Id")
+    columns = ("Region", "Area", "Place", "Confidence", "Agreement", "Flags", "Id")
     for query in report["queries"]:
         own = [region for region in listed if region["query_index"] == query["query_index"]]
         if own:
             yield from (f"### {escape(query['query'])}", "")
-            yield from _table(columns, map(_row, own), "lrlrrl")
+            yield from _table(columns, map(_row, own), "lrlrrll")
+            yield from (FLAGS_MEAN, "")
             for region in own:
                 yield from _chain(region)
 
@@ -96,7 +109,7 @@ def _regions(report: Mapping[str, Any]) -> Iterator[str]:
 def _row(region: Mapping[str, Any]) -> tuple[str, ...]:
     agreement = "–" if region["agreement"] is None else f"{region['agreement']:.2f}"
     area, confidence = area_words(region["area_um2"]), f"{region['confidence']:.2f}"
-    return str(region["label"]), area, region["place"], confidence, agreement, f"`{region['region_id']}`"
+    return str(region["label"]), area, region["place"], confidence, agreement, flags(region), f"`{region['region_id']}`"
 
 
 def _chain(region: Mapping[str, Any]) -> Iterator[str]:
@@ -110,7 +123,10 @@ def _chain(region: Mapping[str, Any]) -> Iterator[str]:
         if words:
             yield from (f"> **{name}:** {_with_marks(words)}", ">")
     key = region["chain_tile"].get("key")
-    yield from (f"> Tile {escape(key)}. {escape(support_words(region))}" if key else "> No tile is on record.", "")
+    yield f"> Tile {escape(key)}. {escape(support_words(region))}" if key else "> No tile is on record."
+    if evidence := evidence_words(region):
+        yield from (">", f"> {escape(evidence)}")
+    yield ""
 
 
 def _with_marks(words: str) -> str:

@@ -4,12 +4,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from worker.answers import far_words
 from worker.colors import query_color
 from worker.exports.job_results import JobResults
 from worker.exports.pdf_sheet import NOTDEF, SMALL_PT, SOFT, TABLE_PT, Sheet
 from worker.exports.source_slide import Reference, slide_of
 from worker.pictures import LabelFrame
-from worker.report_parts import by_size, coverage_words, facts, featured_regions, support_words
+from worker.report_parts import (
+    FLAGS_MEAN,
+    by_size,
+    coverage_words,
+    evidence_words,
+    facts,
+    featured_regions,
+    flags,
+    support_words,
+)
 from worker.report_pictures import RINGS, Pixels, draw_overview, draw_region, draw_tile, label_frame
 from worker.wording import SEG, area_words, count_words, exemplar_words, percent_words, read_chain
 
@@ -74,6 +84,8 @@ def _answer(sheet: Sheet, report: Report) -> None:
         sheet.words(query["answer"], 10.5)
     if report.get("exemplar") is not None:
         sheet.words(exemplar_words(report["exemplar"], report["slide"]["slide_id"]))
+    if far := far_words(report.get("stain")):
+        sheet.words(far, style="B")
     sheet.words(coverage_words(report["coverage"]), color=SOFT)
 
 
@@ -143,7 +155,8 @@ def _chain(sheet: Sheet, region: Mapping[str, Any]) -> None:
     if chain.conclusion:
         sheet.words(f"Conclusion: {chain.conclusion}", style="B", gap_mm=1)
     pointed = f"At {SEG} the model pointed: the outline. " if SEG in region["chain"] else ""
-    sheet.words(pointed + support_words(region), SMALL_PT, color=SOFT, gap_mm=4)
+    words = f"{pointed}{support_words(region)} {evidence_words(region)}".strip()
+    sheet.words(words, SMALL_PT, color=SOFT, gap_mm=4)
 
 
 def _table(sheet: Sheet, report: Report, sized: Sequence[Mapping]) -> None:
@@ -157,11 +170,12 @@ def _table(sheet: Sheet, report: Report, sized: Sequence[Mapping]) -> None:
         where = "they stand, with all outlines, in the job's regions.geojson and its export csv"
         sheet.words(f"{count_words(left, 'smaller region')} are left out here; {where}.", color=SOFT)
     several = len(report["queries"]) > 1
-    heads = ["Region", *(["Q"] if several else []), "Area", "Place", "Confidence", "Agreement", "Tiles", "Id"]
-    widths = [14, *([8] if several else []), 21, 19, 20, 20, 12, 60]
+    heads = ["Region", *(["Q"] if several else []), "Area", "Place", "Confidence", "Agree", "Tiles", "Flags", "Id"]
+    widths = [13, *([7] if several else []), 19, 18, 18, 12, 11, 20, 56]
     colors = (query_color(region["query_index"]) for region in shown)
-    sheet.grid(heads, (_row(region, several) for region in shown), widths, f"L{'L' * several}RLRRRL", colors)
-    sheet.words("Tiles: those that made the region / those that saw it and stayed silent.", TABLE_PT, color=SOFT)
+    sheet.grid(heads, (_row(region, several) for region in shown), widths, f"L{'L' * several}RLRRRLL", colors)
+    tiles = "Tiles: those that made the region / those that saw it and stayed silent."
+    sheet.words(f"{tiles} {FLAGS_MEAN}", TABLE_PT, color=SOFT)
 
 
 def _row(region: Mapping[str, Any], several: bool) -> Iterator[str]:
@@ -173,6 +187,7 @@ def _row(region: Mapping[str, Any], several: bool) -> Iterator[str]:
     yield f"{region['confidence']:.2f}"
     yield "–" if region["agreement"] is None else f"{region['agreement']:.2f}"
     yield f"{len(region['support']) + bool(region['chain_tile'])} / {len(region['dissent'])}"
+    yield flags(region)
     yield region["region_id"]
 
 

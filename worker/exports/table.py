@@ -11,7 +11,8 @@ from worker.exports.job_results import JobResults
 COLUMNS = (
     "job_id", "region_id", "query_index", "query", "label", "area_um2", "perimeter_um", "centroid_x_px0",
     "centroid_y_px0", "x0_px0", "y0_px0", "x1_px0", "y1_px0", "confidence", "agreement", "chain_tile",
-    "supporting_tiles", "dissenting_tiles", "conclusion", "use",
+    "supporting_tiles", "dissenting_tiles", "stain_shift_sd", "stain_limit_sd", "tiles_checked", "tiles_contradicting",
+    "weak", "conclusion", "use",
 )  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a text begins that a spreadsheet would compute."""
@@ -51,9 +52,22 @@ def _rows(results: JobResults) -> Iterator[dict[str, Any]]:
             "chain_tile": region["chain_tile"].get("key", ""),
             "supporting_tiles": len(region["support"]) + bool(region["chain_tile"]),
             "dissenting_tiles": len(region["dissent"]),
+            **_evidence(region),
             "conclusion": _text(region["conclusion"]),
             "use": USE,
         }
+
+
+def _evidence(region: dict[str, Any]) -> dict[str, Any]:
+    """Stain and contradictions; empty where they are not known."""
+    stain, against = region.get("stain") or {}, region.get("contradictions") or {}
+    return {
+        "stain_shift_sd": stain.get("shift_sd", ""),
+        "stain_limit_sd": stain.get("limit_sd", ""),
+        "tiles_checked": against.get("checked", ""),
+        "tiles_contradicting": against.get("contradicted", ""),
+        "weak": " ".join(region.get("weak", ())),
+    }
 
 
 def _text(text: str) -> str:
