@@ -15,7 +15,7 @@ from benchmarks.rivals import PairedBench
 NAMES = (
     "reading", "segmenter", "pipeline", "memory", "grid", "evaluation", "oneshot", "calibration", "decode",
     "robustness", "gain", "known_optimum", "training_cost", "pollers", "cluster", "ledger_cost", "scale",
-    "dicom_memory",
+    "dicom_memory", "viewer",
 )  # fmt: skip
 UNAVAILABLE = 3
 

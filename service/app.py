@@ -15,11 +15,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import docs, errors
 from service.errors import request_id
+from service.examples import add_examples
 from service.limits import Limits
 from service.metrics import Measured, Metrics
 from service.process_logs import setup_logs_of
 from service.rooms import Rooms
-from service.routes import exports, health, jobs, models, overlays, regions, reports, schemas_published, slides, tiles
+from service.routes import (
+    coverage,
+    exports,
+    health,
+    jobs,
+    links,
+    models,
+    overlays,
+    regions,
+    reports,
+    schemas_published,
+    shared,
+    slides,
+    tiles,
+    viewer,
+)
 from service.schemas import ProblemBody
 from service.settings import Settings, read_settings
 from worker.logs import log_context
@@ -29,7 +45,7 @@ DESCRIPTION = (
     "A clinical question about a whole slide is answered with a mask and the reasoning behind it. "
     "**Research use only.** Coordinates are level-0 pixels (x, y); resolution is µm per pixel."
 )
-RESULTS = re.compile(r"^/v1/jobs/[^/]+/(overlay|regions|report|exports|tiles)")
+RESULTS = re.compile(r"^/v1/(jobs/[^/]+/(overlay|regions|report|exports|tiles|dicom-)|shared/[^/]+/)")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -77,7 +93,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.openapi = partial(_describe, app, app.openapi)
     errors.install(app)
-    for room in (models, slides, jobs, overlays, regions, reports, exports, tiles, schemas_published, health, docs):
+    for room in (
+        models, slides, jobs, overlays, regions, reports, exports, tiles, coverage, links, shared,
+        schemas_published, health, docs, viewer,
+    ):  # fmt: skip
         app.include_router(room.router)
     # outermost last: a body is counted before anything reads it, and even a refusal carries the headers below
     app.add_middleware(
@@ -94,7 +113,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _describe(app: FastAPI, describe: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """OpenAPI with the media type that errors really have."""
+    """OpenAPI with the media type that errors really have, and with examples."""
     if not app.openapi_schema:
         for path in describe()["paths"].values():
             for operation in path.values():
@@ -102,6 +121,7 @@ def _describe(app: FastAPI, describe: Callable[[], dict[str, Any]]) -> dict[str,
                     content = answer.get("content", {})
                     if content.get("application/json", {}).get("schema", {}).get("$ref", "").endswith("/ProblemBody"):
                         content[errors.MEDIA_TYPE] = content.pop("application/json")
+        add_examples(app.openapi_schema)
     return app.openapi_schema
 
 

@@ -147,7 +147,13 @@ class DeepZoom:
     # ---- overlays ------------------------------------------------------------------------------------------------
 
     def overlay_tile(
-        self, rooms: Rooms, layers: JobLayers, queries: tuple[int, ...], alpha: int, place: tuple[int, int, int]
+        self,
+        rooms: Rooms,
+        layers: JobLayers,
+        queries: tuple[int, ...],
+        alpha: int,
+        place: tuple[int, int, int],
+        threshold: float | None = None,
     ) -> Picture:
         """One tile of a job's overlay.
 
@@ -157,13 +163,15 @@ class DeepZoom:
             queries: whose regions are shown, the last on top.
             alpha: 0 to 255.
             place: level, column and row of the tile.
+            threshold: show every pixel from this probability on, instead of the regions.
 
         Raises:
             Problem: 404, there is no such tile.
             StorageAway: the artifacts cannot be read now.
         """
         frame = require_tile(layers.zoom, *place)
-        found = find_layers(rooms.artifacts.read(layers.job_id), layers, queries, frame, time.monotonic())
+        reader = rooms.artifacts.read(layers.job_id)
+        found = find_layers(reader, layers, queries, frame, time.monotonic(), threshold)
         marks = [layer.mark for layer in found]
         etag = etag_of(f"{RECIPE} {layers.job_id} {layers.live} {alpha} {frame} {marks}")
 

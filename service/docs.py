@@ -3,7 +3,7 @@
 from importlib import resources
 
 from fastapi import APIRouter
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, Response
 
 from service.files import NOSNIFF, missing
 
@@ -31,12 +31,6 @@ PAGE = """<!doctype html>
 """
 
 router = APIRouter(include_in_schema=False)
-
-
-@router.get("/")
-async def root() -> RedirectResponse:
-    """The first thing to see is what there is."""
-    return RedirectResponse("/docs")
 
 
 @router.get("/docs")

@@ -68,7 +68,7 @@ class JobLayers:
     plan: TilePlan
     slide: SlideInfo
     queries: int
-    _levels: dict[int, list[Level]] = field(default_factory=dict)
+    _levels: dict[tuple[str, int], list[Level]] = field(default_factory=dict)
     _shards: dict[str, tuple[float, dict[Place, tuple[str, str]]]] = field(default_factory=dict)
 
     @property
@@ -76,11 +76,11 @@ class JobLayers:
         """The slide's own levels and tiles, so that the overlay lies upon it."""
         return Zoom(self.slide.width_px0, self.slide.height_px0)
 
-    def level_for(self, reader: JobReader, query: int, step_px0: int) -> tuple[int, Level]:
+    def level_for(self, reader: JobReader, kind: str, query: int, step_px0: int) -> tuple[int, Level]:
         """Index and description of the coarsest level that is at least as fine as a step, and is written by now."""
-        if query not in self._levels:
-            self._levels[query] = _read_levels(reader, "probability" if self.live else "labels", query)
-        levels = self._levels[query]
+        if (kind, query) not in self._levels:
+            self._levels[kind, query] = _read_levels(reader, kind, query)
+        levels = self._levels[kind, query]
         index, scale = 0, max(self.plan.scale_x, self.plan.scale_y)
         while index + 1 < len(levels) and scale * 2 ** (index + 1) <= step_px0 * EVEN:
             if self.live and self.plan.block_px % (CHUNK_PX << (index + 1)):
@@ -148,7 +148,12 @@ def is_empty(layer: Layer) -> bool:
 
 
 def find_layers(
-    reader: JobReader, layers: JobLayers, queries: tuple[int, ...], frame: ZoomFrame, now_s: float
+    reader: JobReader,
+    layers: JobLayers,
+    queries: tuple[int, ...],
+    frame: ZoomFrame,
+    now_s: float,
+    threshold: float | None = None,
 ) -> list[Layer]:
     """What a tile shows of each query.
 
@@ -158,14 +163,17 @@ def find_layers(
         queries: their indices.
         frame: of the tile.
         now_s: a monotonic clock's time.
+        threshold: show every pixel from this probability on; None: the regions, or what may become one.
 
     Raises:
         StorageAway: the artifacts cannot be read now.
     """
-    least = max(1.0, layers.threshold * 255 - 1e-6) if layers.live else 1
+    labels = threshold is None and not layers.live
+    kind = "labels" if labels else "probability"
+    least = 1.0 if labels else max(1.0, (layers.threshold if threshold is None else threshold) * 255 - 1e-6)
     found = []
     for query in queries:
-        index, level = layers.level_for(reader, query, frame.step_px0)
+        index, level = layers.level_for(reader, kind, query, frame.step_px0)
         factor = (layers.plan.scale_x * 2**index, layers.plan.scale_y * 2**index)
         rows = _touched(frame.y_px0, frame.height * frame.step_px0, factor[1], level.height, level.shard_px)
         cols = _touched(frame.x_px0, frame.width * frame.step_px0, factor[0], level.width, level.shard_px)

@@ -13,6 +13,7 @@ from service.board import Board
 from service.catalogue import Catalogue
 from service.draining import Draining
 from service.errors import Problem
+from service.provisional import RegionFeed
 from service.settings import Settings
 from service.status import Pollers
 from service.tenants import tenant_of
@@ -23,9 +24,34 @@ from worker.queue import make_app, submit
 log = logging.getLogger("slidereason.service")
 
 
+SHARED = "slidereason.shared"
+"""Where the scope of a request that came by a link says so."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What a request may see that came by a link instead of from its tenant: one job's results, for so long.
+
+    Attributes:
+        address: the link's own, below which the results lie.
+        job_id, tenant: whose they are.
+        left_s: seconds until it expires.
+    """
+
+    address: str
+    job_id: str
+    tenant: str
+    left_s: float
+
+
 @dataclass(frozen=True)
 class Rooms:
-    """The parts of the service that hold state, one set per application, as the tenant of a request may use them."""
+    """The parts of the service that hold state, one set per application, as the tenant of a request may use them.
+
+    Attributes:
+        tenant: whose request it is.
+        shared: the link it came by; None when it came from the tenant.
+    """
 
     settings: Settings
     ledger: Ledger
@@ -35,7 +61,9 @@ class Rooms:
     board: Board
     pollers: Pollers
     draining: Draining
+    provisional: RegionFeed
     tenant: str = EVERYONE
+    shared: Shared | None = None
 
     @classmethod
     def open(cls, settings: Settings) -> "Rooms":
@@ -48,23 +76,29 @@ class Rooms:
             raise ValueError("broker_url is not set: run `slidereason serve`, or set SLIDEREASON_BROKER_URL=redis://…")
         if settings.database_url is None or settings.artifacts is None:  # else only an upload needs it, and makes it
             settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        ledger = Ledger(settings.ledger_url)
+        ledger, artifacts = Ledger(settings.ledger_url), open_artifacts(settings.artifacts_place)
         return cls(
             settings,
             ledger,
-            open_artifacts(settings.artifacts_place),
+            artifacts,
             make_app(settings.broker_url),
             Catalogue(ledger, settings),
             Board(ledger),
             Pollers(time.monotonic),
             Draining(),
+            RegionFeed(ledger, artifacts),
         )
 
     def close(self) -> None:
         """Let go of connections."""
+        self.provisional.close()
         self.broker.close()
         self.artifacts.close()
         self.ledger.close()
+
+    def address(self, job_id: str) -> str:
+        """Where the job's results lie for whoever asks, for links within them."""
+        return f"/v1/jobs/{job_id}" if self.shared is None else self.shared.address
 
     def send_ticket(self, model: str) -> None:
         """Wake a worker. Without a broker the job waits in the ledger until the sweeper sends one."""
@@ -99,6 +133,9 @@ async def _all_rooms(request: Request) -> Rooms:
 
 async def _rooms(request: Request) -> Rooms:
     rooms: Rooms = request.app.state.rooms
+    shared: Shared | None = request.scope.get(SHARED)
+    if shared is not None:
+        return replace(rooms, tenant=shared.tenant, shared=shared)
     tenant = tenant_of(request.headers, rooms.settings.tenant_header)
     return rooms if tenant == rooms.tenant else replace(rooms, tenant=tenant)
 

@@ -238,6 +238,32 @@ class JobList(Answer):
     links: list[Link]
 
 
+class CoverageBlock(Answer):
+    """A square of the overlay, done by one worker at a time; `tiles` are those it counts."""
+
+    key: str
+    bbox_px0: tuple[float, float, float, float]
+    state: Literal["waiting", "running", "done", "failed"]
+    tiles: int
+    tiles_done: int
+    tiles_failed: int
+
+
+class Coverage(Answer):
+    """What of a slide a job looks at, in level-0 pixels (x, y): its tile grid and its blocks."""
+
+    job: str
+    frame: Literal["level0"]
+    size_px0: tuple[float, float]
+    tile_px0: tuple[float, float]
+    stride_px0: tuple[float, float]
+    offset_px0: tuple[float, float] = Field(description="Upper left corner of tile 0_0; may lie outside the slide")
+    rows: int
+    cols: int
+    wanted: str = Field(description="base64 of rows × cols bits, row by row, the highest first: 1 is looked at")
+    blocks: list[CoverageBlock]
+
+
 class Model(Answer):
     """What a segmenter tells about itself; `default` is the one used when a job names none."""
 

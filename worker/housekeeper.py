@@ -108,6 +108,7 @@ class Housekeeper:
         except AWAY as error:
             log.warning("the broker is away; workers look for work without tickets: %s", error)
         self._retire()
+        ledger.prune_links()
 
     def _replace_tickets(self, claimable: dict[str, int]) -> None:
         for model, count in claimable.items():

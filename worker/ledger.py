@@ -20,6 +20,8 @@ from sqlalchemy.exc import IntegrityError
 from worker.errors import BadRequest, JobConflict, QueueFull, SlideNotFound
 from worker.ledger_care import CareLedger
 from worker.ledger_claim import ClaimLedger, ensure_tenant
+from worker.ledger_done import DoneLedger
+from worker.ledger_links import LinkLedger
 from worker.ledger_rows import (
     EVERYONE,
     SHOWN,
@@ -51,7 +53,7 @@ class Limits:
     tenant_open: int | None = None
 
 
-class Ledger(CareLedger, UnitLedger):
+class Ledger(LinkLedger, DoneLedger, CareLedger, UnitLedger):
     """Jobs in SQL; safe to share between threads, and between processes by its URL.
 
     Args:

@@ -105,18 +105,19 @@ units = Table(
     Column("tiles_failed", Integer, nullable=False, default=0),
     Column("summary", JSON),
     Column("error", Text),
+    Column("done", Integer),
     Index("units_by_state", "state", "lease_until"),
 )
 """One row per leased unit of work: a job's plan, each of its blocks, its finish, and each export that was asked for.
 
 `state` goes waiting -> leased -> done | failed, back to waiting when an owner is lost; a finish row is `held` until the
-last block is in. `token` grows by one with every claim and fences off late owners.
+last block is in. `token` grows by one with every claim and fences off late owners. `done` says the how manieth block of
+its job a block was to be done.
 """
 
 Index("units_waiting", units.c.job_id, units.c.position, **partial("state = 'waiting'"))
-Index(
-    "units_exports", units.c.position, **partial("state = 'waiting' AND kind = 'export'")
-)
+Index("units_exports", units.c.position, **partial("state = 'waiting' AND kind = 'export'"))
+Index("units_done", units.c.job_id, units.c.done, **partial("done IS NOT NULL"))
 Index("units_isolated", units.c.job_id, sqlite_where=units.c.isolated, postgresql_where=units.c.isolated)
 
 tenants = Table(
@@ -154,6 +155,19 @@ idempotency = Table(
 )
 
 Index("idempotency_by_job", idempotency.c.job_id)
+
+links = Table(
+    "links",
+    metadata,
+    Column("token_hash", String(64), primary_key=True),
+    Column("job_id", String(32), ForeignKey("jobs.job_id", ondelete="CASCADE"), nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Index("links_by_job", "job_id"),
+    Index("links_by_end", "expires"),
+)
+"""Links that show a job's results to whoever has the token, of which only the SHA-256 is kept, until they expire."""
 
 leases = Table(
     "leases",

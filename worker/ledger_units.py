@@ -18,6 +18,7 @@ from sqlalchemy import Connection, and_, func, insert, select, update
 
 from worker.errors import JobDismissed, LeaseLost
 from worker.ledger_claim import Work
+from worker.ledger_done import next_done
 from worker.ledger_exports import ExportLedger
 from worker.ledger_rules import (
     FAULTS_ALLOWED,
@@ -145,7 +146,7 @@ class UnitLedger(ExportLedger):
             settled = one_done(connection, _named(work), tiles_done, tiles_failed, now)
             self._change_mine(
                 connection, work, state="done", summary=summary, in_flight=None,
-                tiles_done=tiles_done, tiles_failed=tiles_failed,
+                tiles_done=tiles_done, tiles_failed=tiles_failed, done=next_done(work.job_id),
             )  # fmt: skip
             return 0 if settled else settle(connection, work.job_id, now)
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from model.data.stain_shift import TrainedStain
 from model.segmenter import SegmenterCard
 from worker import labels, metrics, regions, report
 from worker.artifacts import JobStore
@@ -39,6 +40,7 @@ from worker.ledger_units import BlockRow, Work
 from worker.looks import Asker, Look, Looks, Picture, probabilities, silent_tiles, take_looks
 from worker.overlay import create_overlay, write_block
 from worker.plan import block_of, plan_tiles
+from worker.provisional import MOST_REGIONS, provisional_regions, write_provisional
 from worker.pyramid import level_metadata, levels_of
 from worker.slides import Slide, open_slide
 from worker.survey import survey_slide, write_slide_reference
@@ -136,7 +138,7 @@ def segment_block(store: JobStore, work: Work, engine: Engine, watch: Watch) -> 
             looks |= second_looks(slide, block, work, watch, replace(ask, forced=True), looks)
     watch.begin_tile(None)
     folder = store.attempt(work.key, work.token)
-    records = []
+    records, found = [], []
     for index in range(len(spec.queries)):
         mine = [looks[index, tile.key] for tile in block.tiles + block.halo]
         with metrics.stage("blend"):
@@ -149,8 +151,15 @@ def segment_block(store: JobStore, work: Work, engine: Engine, watch: Watch) -> 
             write_block(store.root, folder, plan, block, index, probability)
         with metrics.stage("blend"):
             components, _ = local_components(probability, spec.threshold)
-        records += tile_records(mine[: len(block.tiles)], block, blend, components)
-    return close_block(folder, block, records)
+        told = tile_records(mine[: len(block.tiles)], block, blend, components)
+        with metrics.stage("write"):
+            found += provisional_regions(
+                work.job_id, plan, block, index, probability, components, told, spec.min_region_um2,
+                max(1, MOST_REGIONS // len(spec.queries)),
+            )  # fmt: skip
+        records += told
+    write_provisional(folder, block.key, found)
+    return close_block(folder, block, records, len(found))
 
 
 def files_of_plan(plan: TilePlan, spec: JobSpec) -> list[str]:
@@ -241,14 +250,14 @@ def tile_records(looks: Iterable[Look], block: Block, blend: BlockBlend, compone
                     key=tile.key, query_index=look.query_index, x_px=tile.x_px, y_px=tile.y_px, size_px=tile.size_px,
                     text=look.text, emitted=look.emitted, p_seg=look.p_seg, confidence=look.confidence,
                     second_look=look.second, agreement=blend.agreement(tile) if look.error is None else None,
-                    shares=shares, error=look.error, owned=owned,
+                    shares=shares, error=look.error, owned=owned, stain=look.stain, claims=look.claims,
                 )
             )  # fmt: skip
     return records
 
 
-def close_block(folder: Path, block: Block, records: list[TileRecord]) -> BlockResult:
-    """Write a block's records and summary, and count its tiles."""
+def close_block(folder: Path, block: Block, records: list[TileRecord], provisional: int = 0) -> BlockResult:
+    """Write a block's records and summary, and count its tiles; `provisional` regions of it were written before."""
     owned = [record for record in records if record.owned]
     failed = {record.key for record in owned if record.error is not None}
     summary = {
@@ -256,6 +265,7 @@ def close_block(folder: Path, block: Block, records: list[TileRecord]) -> BlockR
         "failed": len(failed),
         "emitted": dict(Counter(str(record.query_index) for record in owned if record.emitted)),
         "second_looks": sum(record.second_look for record in owned),
+        "provisional": provisional,
     }
     write_records(folder, block.key, records)
     write_summary(folder, block.key, summary)
@@ -293,7 +303,8 @@ def finish_job(
         return chain(read_records(job_root, plan), lost_records(plan, spec, blocks))
 
     light: list[Region] = []
-    found = regions.iter_regions(job_root, folder, plan, info, work.job_id, spec, records())
+    trained = TrainedStain.from_json(card.stain)
+    found = regions.iter_regions(job_root, folder, plan, info, work.job_id, spec, records(), trained)
     write_geojson(folder / "regions.geojson", keep_light(found, light, watch.check), spec, work.job_id, info)
     labels.write_properties(job_root, folder, plan, spec, light)
     exemplar = exemplar_of(job_root, spec)
@@ -305,9 +316,11 @@ def finish_job(
     report.write_report_json(folder / "report.json", body)
     with open_slide(spec.slide_path, spec.mpp_override) as slide:
         report.write_report_html(folder / "report.html", body, folder / "overlay.zarr", slide, drawn)
+    counts = Counter(region.query_index for region in light)
     return {
         "answer": body["answer"],
         "regions": len(light),
+        "regions_by_query": [counts[index] for index in range(len(spec.queries))],
         "coverage": coverage,
         "failed_tiles": work.tiles_failed,
     }

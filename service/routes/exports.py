@@ -30,7 +30,9 @@ def list_exports(rooms: In, job_id: JobId) -> JSONResponse:
     """Each with how it stands: `not-asked`, `waiting`, `leased` (being made), `done` or `failed`."""
     rooms.finished(job_id)
     asked = {row.name: row for row in rooms.ledger.exports(job_id)}
-    return JSONResponse({"exports": [_described(job_id, export, asked.get(name)) for name, export in EXPORTS.items()]})
+    return JSONResponse(
+        {"exports": [_described(rooms, job_id, export, asked.get(name)) for name, export in EXPORTS.items()]}
+    )
 
 
 @router.get("/v1/jobs/{job_id}/exports/{name}", summary="The results in another form", responses=ANSWERS)
@@ -49,6 +51,20 @@ def show_export(
     return export_answer(rooms, request, job_id, EXPORTS[name], again)
 
 
+@router.get("/v1/jobs/{job_id}/dicom-seg", summary="The export dicom-seg: DICOM Segmentation", responses=ANSWERS)
+@router.head("/v1/jobs/{job_id}/dicom-seg", include_in_schema=False)
+def show_dicom_seg(rooms: In, request: Request, job_id: JobId) -> Response:
+    """The same as `exports/dicom-seg`. Research use only."""
+    return export_answer(rooms, request, job_id, EXPORTS["dicom-seg"])
+
+
+@router.get("/v1/jobs/{job_id}/dicom-ann", summary="The export dicom-ann: DICOM annotations", responses=ANSWERS)
+@router.head("/v1/jobs/{job_id}/dicom-ann", include_in_schema=False)
+def show_dicom_ann(rooms: In, request: Request, job_id: JobId) -> Response:
+    """The same as `exports/dicom-ann`. Research use only."""
+    return export_answer(rooms, request, job_id, EXPORTS["dicom-ann"])
+
+
 def export_answer(rooms: Rooms, request: Request, job_id: str, export: Export, again: bool = False) -> Response:
     """The export's file when it is there; else 202, and a worker is asked for it.
 
@@ -60,13 +76,17 @@ def export_answer(rooms: Rooms, request: Request, job_id: str, export: Export, a
     if reader.stat(export.key) is not None:
         named = {"Content-Disposition": f'attachment; filename="{job_id}-{export.file_name}"'}
         return file_answer(request, reader, export.key, export.media_type, named)
+    if rooms.shared is not None:
+        raise Problem(
+            404, "export-not-made", "this export was not made; a link shows only those that are", field="name"
+        )
     row = rooms.ledger.ask_export(job_id, export.name, again)
     if row.state == "failed":
         detail = f"the export {export.name} could not be made{_reason(row.error)}; again=true tries afresh"
         raise Problem(500, "export-failed", detail, field="name")
     if row.state == "waiting":
         rooms.send_ticket(job.spec.model)
-    body = _described(job_id, export, row)
+    body = _described(rooms, job_id, export, row)
     return JSONResponse(body, 202, {"Retry-After": str(RETRY_S), "Cache-Control": "no-store"})
 
 
@@ -75,12 +95,12 @@ def _reason(error: str | None) -> str:
     return f": {error}" if error and not UNFORESEEN.match(error) else ""
 
 
-def _described(job_id: str, export: Export, row: Any) -> dict[str, Any]:
+def _described(rooms: Rooms, job_id: str, export: Export, row: Any) -> dict[str, Any]:
     return {
         "name": export.name,
         "title": export.title,
         "type": export.media_type,
         "file_name": export.file_name,
         "state": "not-asked" if row is None else row.state,
-        "href": f"/v1/jobs/{job_id}/exports/{export.name}",
+        "href": f"{rooms.address(job_id)}/exports/{export.name}",
     }

@@ -5,16 +5,18 @@ import json
 import logging
 import re
 import time
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.errors import Problem
-from service.events import MEDIA_TYPE, EventStream
+from service.events import MEDIA_TYPE, EventStream, Wanted, is_over
 from service.files import matches
 from service.limits import JSON
 from service.rooms import In, Rooms
+from service.routes.opened import shown_by_link
 from service.schemas import JobList, JobRequest, JobStatus, Link, ProblemBody, Status
 from service.specs import make_spec
 from service.status import Notice, make_notice, retry_after_s, status_document
@@ -54,6 +56,9 @@ STREAM = {
     503: {"model": ProblemBody, "description": "Too many event streams, or the database is away; see Retry-After"},
 }
 STREAM_RETRY_S = 15
+SHARED_STREAM_S = 60.0
+"""A stream by a link ends after so long, and its client comes back: if the link is still good."""
+
 MAY_FAIL = {status: {"model": ProblemBody, "description": text} for status, text in REFUSALS.items()}
 
 
@@ -117,13 +122,16 @@ async def watch_job(
     rooms: In,
     job_id: JobId,
     last_event_id: Annotated[str | None, Header(max_length=100, description="`id` of the last event seen")] = None,
+    regions: Annotated[bool, Query(description="Send what blocks find as well, when they are done")] = False,
 ) -> Response:
     """Server-sent events: `status` (the status document) and `progress`; ends after the job's last `status`.
 
-    After a gap the state there is now is sent, unless `Last-Event-ID` names it. 204: the client has seen the last.
+    With `regions=true` also `region.provisional`, a GeoJSON feature in level-0 pixels for each of the largest pieces
+    that a block found, and in the end `regions.final`. After a gap the state there is now is sent, unless
+    `Last-Event-ID` names it, and the regions since then. 204: the client has seen the last.
     """
     notice = await rooms.board.notice(job_id, rooms.tenant)
-    if not notice.row.open and notice.event_id == last_event_id:
+    if is_over(notice, last_event_id, regions):
         return Response(status_code=204)  # what makes a browser's EventSource stop
     if rooms.draining.begun:
         raise Problem(503, "draining", "this process has been told to stop; ask another", headers={"Retry-After": "1"})
@@ -132,7 +140,14 @@ async def watch_job(
         detail = f"{most} event streams are open, as many as are accepted here; poll the status instead, or try later"
         headers = {"Retry-After": str(STREAM_RETRY_S)}
         raise Problem(503, "streams-full", detail, headers=headers)
-    return EventStream(rooms.board, notice, last_event_id)
+    shared = rooms.shared
+    wanted = Wanted(
+        last_id=last_event_id,
+        regions=rooms.provisional if regions else None,
+        relink=None if shared is None else partial(shown_by_link, shared),
+        lasts_s=None if shared is None else min(SHARED_STREAM_S, shared.left_s),
+    )
+    return EventStream(rooms.board, notice, wanted)
 
 
 @router.delete("/v1/jobs/{job_id}", summary="Dismiss", response_model=JobStatus)

@@ -49,7 +49,7 @@ def list_regions(
     query = {name: value for name, value in given.items() if value is not None}
 
     def next_link(following: str) -> dict[str, str]:
-        href = f"/v1/jobs/{job_id}/regions?{urlencode({**query, 'cursor': following})}"
+        href = f"{rooms.address(job_id)}/regions?{urlencode({**query, 'cursor': following})}"
         return {"href": href, "rel": "next", "type": GEOJSON, "title": "Next page"}
 
     head = {**read_head(reader), "frame": frame}
@@ -88,12 +88,17 @@ def show_region(
     body |= {"frame": frame, "bbox": box_of(feature["geometry"]["coordinates"]), "feature": feature}
     body["links"] = [
         {
-            "href": f"/v1/jobs/{job_id}/regions/{region_id}",
+            "href": f"{rooms.address(job_id)}/regions/{region_id}",
             "rel": "self",
             "type": "application/json",
             "title": "Region",
         },
-        {"href": f"/v1/jobs/{job_id}/report#{region_id}", "rel": "related", "type": "text/html", "title": "Report"},
+        {
+            "href": f"{rooms.address(job_id)}/report#{region_id}",
+            "rel": "related",
+            "type": "text/html",
+            "title": "Report",
+        },
     ]
     return JSONResponse(body, headers={"Cache-Control": "no-cache"})
 

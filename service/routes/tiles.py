@@ -43,9 +43,14 @@ Index = Annotated[int, Path(ge=0, le=2**31)]
 Size = Annotated[int, Query(ge=16, le=2048, description="Longest side in pixels")]
 AskedQuery = Annotated[int | None, Query(ge=0, description="Index of one query; default: all")]
 Opacity = Annotated[float, Query(ge=0, le=1, allow_inf_nan=False, description="Of the colours")]
+Threshold = Annotated[
+    float | None,
+    Query(gt=0, lt=1, allow_inf_nan=False, description="Show all pixels from this probability on; default: regions"),
+]
 
 
 @router.get("/v1/slides/{slide_id}/dzi.dzi", summary="Deep Zoom description", responses={200: {"content": {DZI: {}}}})
+@router.head("/v1/slides/{slide_id}/dzi.dzi", include_in_schema=False)
 async def describe_slide(rooms: In, zoom: Zooming, request: Request, slide_id: SlideId) -> Response:
     """Size and tiles of the slide; its tiles lie under `dzi_files`. Research use only."""
 
@@ -61,6 +66,7 @@ async def describe_slide(rooms: In, zoom: Zooming, request: Request, slide_id: S
     summary="Deep Zoom tile of a slide",
     responses={200: {"content": {JPEG: {}}}},
 )
+@router.head("/v1/slides/{slide_id}/dzi_files/{level}/{col}_{row}.jpeg", include_in_schema=False)
 async def show_tile(
     rooms: In, zoom: Zooming, request: Request, slide_id: SlideId, level: Level, col: Index, row: Index
 ) -> Response:
@@ -78,6 +84,7 @@ async def show_tile(
     summary="The whole slide in one small picture",
     responses={200: {"content": {JPEG: {}}}},
 )
+@router.head("/v1/slides/{slide_id}/thumbnail.jpeg", include_in_schema=False)
 async def show_thumbnail(rooms: In, zoom: Zooming, request: Request, slide_id: SlideId, size: Size = 256) -> Response:
     """Of the tissue, read from the slide's levels; never the label or the macro image."""
 
@@ -92,8 +99,15 @@ async def show_thumbnail(rooms: In, zoom: Zooming, request: Request, slide_id: S
     summary="Deep Zoom description of the overlay",
     responses={200: {"content": {DZI: {}}}},
 )
+@router.head("/v1/jobs/{job_id}/tiles.dzi", include_in_schema=False)
 async def describe_overlay(
-    rooms: In, zoom: Zooming, request: Request, job_id: JobId, query: AskedQuery = None, opacity: Opacity = 0.5
+    rooms: In,
+    zoom: Zooming,
+    request: Request,
+    job_id: JobId,
+    query: AskedQuery = None,
+    opacity: Opacity = 0.5,
+    threshold: Threshold = None,
 ) -> Response:
     """As large as the slide's own, so that the two lie upon each other; what it is asked with goes on to its tiles."""
 
@@ -111,6 +125,7 @@ async def describe_overlay(
     summary="Deep Zoom tile of the overlay, also while the job runs",
     responses={200: {"content": {PNG: {}}}},
 )
+@router.head("/v1/jobs/{job_id}/tiles_files/{level}/{col}_{row}.png", include_in_schema=False)
 async def show_overlay_tile(
     rooms: In,
     zoom: Zooming,
@@ -121,13 +136,15 @@ async def show_overlay_tile(
     row: Index,
     query: AskedQuery = None,
     opacity: Opacity = 0.5,
+    threshold: Threshold = None,
 ) -> Response:
     """Regions in their query's colour, transparent elsewhere; while the job runs, those of the blocks that are done."""
 
     def answer() -> Response:
         layers = zoom.jobs.layers(rooms, job_id)
         alpha = round(opacity * 255)
-        picture = zoom.overlay_tile(rooms, layers, _queries(layers, query), alpha, (level, col, row))
+        place = (level, col, row)
+        picture = zoom.overlay_tile(rooms, layers, _queries(layers, query), alpha, place, threshold)
         return _answer(request, picture, PNG, CHANGING if layers.live else LASTING)
 
     return await zoom.run(answer)

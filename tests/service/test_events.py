@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from service.board import WATCH_S, Board
 from service.errors import MEDIA_TYPE, Problem
-from service.events import EventStream, events
+from service.events import EventStream, Wanted, events
 from service.status import make_notice
 from tests.service.live import (
     SPEC,
@@ -166,7 +166,7 @@ def test_events_of_the_same_state_are_none_and_heartbeats_are_comments(ledger: L
 
     async def follow() -> None:
         board = Board(ledger)
-        stream = EventStream(board, notice, notice.event_id, heartbeat_s=0.02)
+        stream = EventStream(board, notice, Wanted(notice.event_id, heartbeat_s=0.02))
         left = asyncio.Event()
 
         async def receive() -> dict:
