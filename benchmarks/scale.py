@@ -188,6 +188,7 @@ def _losses() -> list[Run]:
         "100 % of GPUs an hour": {"death_per_hour": 1.0},
         "Redis away 60 s": {"redis_lost_s": 300.0, "redis_away_s": 60.0},
         "Redis flushed": {"redis_lost_s": 300.0},
+        "Redis flushed, tickets once a sweep": {"redis_lost_s": 300.0, "refill_s": 0.0},
     }
     return [base] + [replace(base, name=name, changes=change) for name, change in changes.items()]
 

@@ -241,11 +241,18 @@ class Cluster:
 
     def _sweep(self) -> None:
         self.ledger.sweep()
+        self._refill(self.events.now + self.machines.sweep_s)
+        self.events.at(self.events.now + self.machines.sweep_s, self._sweep)
+
+    def _refill(self, until_s: float) -> None:
+        """Tickets for what waits; where they are not enough, again soon."""
+        waiting, refill_s = self.ledger.waiting(), self.machines.refill_s
         if not self.redis_away:
-            missing = min(self.ledger.waiting(), self.machines.most_tickets) - self.tickets
+            missing = min(waiting, self.machines.most_tickets) - self.tickets
             if missing > 0:
                 self.send(missing)
-        self.events.at(self.events.now + self.machines.sweep_s, self._sweep)
+            if refill_s and waiting > self.machines.most_tickets and self.events.now + refill_s < until_s:
+                self.events.at(self.events.now + refill_s, self._refill, until_s)
 
     def _beat(self) -> None:
         self.ledger.beat(round(len(self.workers) / self.machines.beat_s) or 1)

@@ -27,6 +27,7 @@ class Machines:
         death_per_hour, back_s: of a worker; until it is replaced.
         redis_lost_s, redis_away_s: when Redis loses its tickets, and for how long it is away.
         most_tickets: that the sweeper sends at a time.
+        refill_s: until it sends again where they were not enough; 0 waits for the next sweep.
         policy, assumed_units, plan_cost, pass_locked, lift: as `SimulatedLedger`.
         status: whether every open job is polled.
     """
@@ -63,6 +64,7 @@ class Machines:
     redis_lost_s: float | None = None
     redis_away_s: float = 0.0
     most_tickets: int = MOST_TICKETS
+    refill_s: float = 1.0
     policy: str = "fair"
     assumed_units: int = 1
     plan_cost: int = 1

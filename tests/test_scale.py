@@ -171,17 +171,18 @@ def test_what_dying_workers_had_in_hand_is_done_once_by_others():
     assert seen.blocks == 300 and seen.tiles == 600
 
 
-def test_after_a_flush_threads_that_go_on_need_no_tickets():
+def test_after_a_flush_one_sweep_a_minute_is_not_enough():
     orders = [Order(0.0, 0, even(3000, 1))]
     took = {}
-    for chain in (False, True):
-        machines = replace(IDEAL, gpus=20, redis_lost_s=30.0, chain=chain, most_tickets=100)
-        cluster = Cluster(machines, FREE, orders, seed=0)
+    ways = {"once a sweep": {"refill_s": 0.0}, "refilled": {}, "threads go on": {"refill_s": 0.0, "chain": True}}
+    for name, changes in ways.items():
+        cluster = Cluster(replace(IDEAL, gpus=20, redis_lost_s=30.0, most_tickets=100, **changes), FREE, orders, seed=0)
         cluster.run(5000.0)
         assert cluster.ledger.open == 0
-        took[chain] = cluster.events.now
-    assert took[True] == pytest.approx(150.0, abs=5.0)
-    assert took[False] > 2 * took[True]
+        took[name] = cluster.events.now
+    assert took["threads go on"] == pytest.approx(150.0, abs=5.0)
+    assert took["refilled"] < 1.2 * took["threads go on"], "it waits for the next sweep, then goes on"
+    assert took["once a sweep"] > 2 * took["threads go on"]
 
 
 def test_while_redis_is_away_workers_claim_without_tickets():

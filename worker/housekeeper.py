@@ -2,6 +2,7 @@
 
     beat    every 10 s: "I live, and serve this"
     sweep   every sweep_s, one worker of all: lost units, unpublished finishes, lost tickets, jobs past their time
+    refill  every second after a sweep that found more units than it may send tickets, by the same worker
     poll    every 5 s: while the broker is away, or a unit waits to be tried again, free block threads claim unasked
 """
 
@@ -25,6 +26,9 @@ LEAST_POLL_S = 0.5
 TROUBLED_S = 130.0
 """Twice the longest pause that the ledger gives a unit that could not be done."""
 
+REFILL_S = 1.0
+"""A broker that lost its tickets would else get `MOST_TICKETS` a sweep: enough for ten GPUs, not for a hundred."""
+
 EXPIRED_PER_SWEEP = 20
 
 
@@ -45,6 +49,7 @@ class Housekeeper:
         self._retention_s = retention_s
         self._over = threading.Event()
         self._turned = time.monotonic()
+        self._short = False
         self._thread = threading.Thread(target=self._keep, name="housekeeper", daemon=True)
 
     def start(self) -> None:
@@ -68,7 +73,7 @@ class Housekeeper:
         return time.monotonic() - self._turned
 
     def _keep(self) -> None:
-        next_sweep = next_beat = 0.0
+        next_sweep = next_beat = next_refill = 0.0
         while not self._over.is_set():
             now = self._turned = time.monotonic()
             try:
@@ -77,44 +82,60 @@ class Housekeeper:
                     next_beat = now + HEARTBEAT_S
                 if now >= next_sweep:
                     next_sweep = now + self._sweep_s
-                    self.sweep()
+                    self._short, next_refill = self.sweep(), now + REFILL_S
+                elif self._short and now >= next_refill:
+                    self._short, next_refill = self._refill(), now + REFILL_S
             except Exception as error:  # whatever it was: a worker without a housekeeper is lost to the others
                 self._log_waiting(error)
                 next_beat = now + BACKOFF_S
                 # Owners that could not renew while the database was away get the time to do so before they are swept.
                 next_sweep = now + BACKOFF_S + min(5.0, self._runner.ledger.lease_s / 2)
-            self._over.wait(max(0.05, min(next_sweep, next_beat) - time.monotonic()))
+            soonest = min(next_sweep, next_beat, next_refill if self._short else next_sweep)
+            self._over.wait(max(0.05, soonest - time.monotonic()))
 
     def _log_waiting(self, error: Exception) -> None:
         known = isinstance(error, (*AWAY, SQLAlchemyError))
         log.warning("housekeeping waits: %s", error, exc_info=None if known else error)
 
-    def sweep(self) -> None:
+    def sweep(self) -> bool:
         """Return lost units, publish what a lost worker committed, replace lost tickets, and retire old jobs.
 
         What one job needs and cannot get now waits for the next sweep; the others go on.
+
+        Returns:
+            Whether there are more units than tickets may be sent at a time.
         """
         ledger = self._runner.ledger
         if not ledger.take_lease("sweeper", self._runner.worker_id, 1.5 * self._sweep_s):
-            return
+            return False
         found = ledger.sweep()
         for job_id, token in found.unpublished:
             try:
                 self._runner.publish_finish(job_id, token)
             except Exception as error:
                 log.warning("job %s cannot be published now: %s", job_id, error)
-        try:
-            self._replace_tickets(found.claimable)
-        except AWAY as error:
-            log.warning("the broker is away; workers look for work without tickets: %s", error)
+        short = self._replace_tickets(found.claimable)
         self._retire()
         ledger.prune_links()
+        return short
 
-    def _replace_tickets(self, claimable: dict[str, int]) -> None:
-        for model, count in claimable.items():
-            missing = min(count, MOST_TICKETS) - queue.depth(self._app, model)
-            if missing > 0:
-                queue.submit(self._app, model, missing)
+    def _refill(self) -> bool:
+        """Tickets again where the last ones were not enough, unless another worker sweeps by now."""
+        ledger = self._runner.ledger
+        if not ledger.take_lease("sweeper", self._runner.worker_id, 1.5 * self._sweep_s):
+            return False
+        return self._replace_tickets(ledger.claimable())
+
+    def _replace_tickets(self, claimable: dict[str, int]) -> bool:
+        try:
+            for model, count in claimable.items():
+                missing = min(count, MOST_TICKETS) - queue.depth(self._app, model)
+                if missing > 0:
+                    queue.submit(self._app, model, missing)
+        except AWAY as error:
+            log.warning("the broker is away; workers look for work without tickets: %s", error)
+            return False
+        return any(count > MOST_TICKETS for count in claimable.values())
 
     def _retire(self) -> None:
         """Remove the results of a few jobs whose time is over."""

@@ -34,7 +34,7 @@ def open_slide(seen: Sight) -> None:
 
 
 def share(seen: Sight) -> float:
-    """Of the slide's picture on screen that an overlay covers: nothing in haematoxylin and eosin has more green than red."""
+    """Of the picture on screen that an overlay covers: no haematoxylin and eosin has more green than red."""
     return seen.page.evaluate(GREEN_SHARE)
 
 

@@ -286,6 +286,28 @@ def test_results_that_cannot_be_removed_are_no_obstacle_to_others(runner: Runner
     assert "results of job a cannot be removed now: read-only" in caplog.text
 
 
+def test_a_broker_that_lost_its_tickets_is_refilled_before_the_next_sweep(runner: Runner, monkeypatch):
+    waiting, sent, taken = [7], [], []
+    monkeypatch.setattr(housekeeper, "MOST_TICKETS", 3)
+    monkeypatch.setattr(housekeeper, "REFILL_S", 0.01)
+    monkeypatch.setattr(housekeeper.queue, "submit", lambda app, model, count: sent.append(count))
+    monkeypatch.setattr(housekeeper.queue, "depth", lambda app, model: sum(sent) - sum(taken))
+
+    def claimable() -> dict[str, int]:
+        """Workers use up what was sent, and as much less waits."""
+        used = sum(sent) - sum(taken)
+        taken.append(used)
+        waiting[0] -= used
+        return {HUE: waiting[0]}
+
+    monkeypatch.setattr(runner.ledger, "claimable", claimable)
+    keeper = Housekeeper(runner, queue.make_app("memory://"), sweep_s=60.0)
+    keeper.start()
+    wait_until(lambda: sum(sent) >= 7, 20)
+    keeper.stop()
+    assert max(sent) == 3 and sum(sent) == 7, sent
+
+
 def test_a_housekeeper_outlives_whatever_happens(runner: Runner, monkeypatch):
     calls = []
 
