@@ -75,6 +75,8 @@ class Locks:
         self.waited_s: dict[str, float] = {}
         self._events = events
         self._held: dict[Hashable, deque] = {}
+        self._next: deque[Callable[[], None]] = deque()
+        self._handing_over = False
 
     def take(self, kind: str, name: Hashable, call: Callable[[], None]) -> None:
         """Call back once the lock is held: now, or when those before have let go."""
@@ -90,14 +92,23 @@ class Locks:
         return (kind, name) in self._held
 
     def release(self, kind: str, name: Hashable) -> None:
-        """Let go; the next in the queue holds it at once."""
+        """Let go; the next in the queue holds it at once.
+
+        Who lets go again at once is no deeper in the stack: a thousand may, one after the other.
+        """
         queue = self._held[kind, name]
         if not queue:
             del self._held[kind, name]
             return
         since, call = queue.popleft()
         self.waited_s[kind] = self.waited_s.get(kind, 0.0) + self._events.now - since
-        call()
+        self._next.append(call)
+        if self._handing_over:
+            return
+        self._handing_over = True
+        while self._next:
+            self._next.popleft()()
+        self._handing_over = False
 
 
 class Places:
