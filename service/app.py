@@ -22,6 +22,7 @@ from service.process_logs import setup_logs_of
 from service.rooms import Rooms
 from service.routes import (
     coverage,
+    deliveries,
     exports,
     health,
     jobs,
@@ -94,7 +95,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.openapi = partial(_describe, app, app.openapi)
     errors.install(app)
     for room in (
-        models, slides, jobs, overlays, regions, reports, exports, tiles, coverage, links, shared,
+        models, slides, jobs, overlays, regions, reports, exports, deliveries, tiles, coverage, links, shared,
         schemas_published, health, docs, viewer,
     ):  # fmt: skip
         app.include_router(room.router)

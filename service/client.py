@@ -94,21 +94,24 @@ class Client:
                 return json.load(answer)
 
     def ask(
-        self, slide: str, query: str | Sequence[str] | None = None, idempotency_key: str | None = None, **fields: Any
-    ) -> "Job":
+        self, slide: str, query: str | Sequence[str] | None = None, idempotency_key: str | None = None,
+        callback_url: str | None = None, **fields: Any,
+    ) -> "Job":  # fmt: skip
         """Ask about a slide.
 
         Args:
             slide: its id, or its name under one of the service's slide folders.
             query: a question, or several that one pass over the tiles serves.
             idempotency_key: the same key with the same question is the same job; None draws one.
+            callback_url: where a signed webhook is sent when the job has ended, if the service sends any.
             fields: further fields of the request: `mpp`, `roi`, `threshold`, `exemplar`, …
 
         Raises:
             ProblemError: refused; `field` says why.
         """
         question = {"query": query} if isinstance(query, str) else {"queries": list(query)} if query else {}
-        body = json.dumps({"slide": slide, **question, **fields}).encode()
+        told = {"callback_url": callback_url} if callback_url else {}
+        body = json.dumps({"slide": slide, **question, **told, **fields}).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key or secrets.token_hex(16)}
         with self._open("v1/jobs", body, headers) as answer:
             return Job(self, json.load(answer))
@@ -277,6 +280,28 @@ class Job:
             if time.monotonic() + wait_s > end:
                 raise TimeoutError(f"export {name} of job {self.id} is not made after {timeout_s:g} s")
             time.sleep(wait_s)
+
+    def deliver(self, to: str, **options: Any) -> dict[str, Any]:
+        """Have its results pushed to the operator's archive (`dicomweb`) or FHIR server (`fhir`).
+
+        Args:
+            to: which.
+            options: `annotations=True` sends the DICOM annotations as well.
+
+        Returns:
+            The delivery; `deliveries` tells how it goes on.
+
+        Raises:
+            ProblemError: there is no such server, or the job has no results.
+        """
+        body = json.dumps({"to": to, **options}).encode()
+        headers = {"Content-Type": "application/json"}
+        with self.client._open(f"{self._path}/deliveries", body, headers) as answer:
+            return json.load(answer)
+
+    def deliveries(self) -> list[dict[str, Any]]:
+        """What became of its webhook and of what was pushed: state, tries, last answer, next try."""
+        return self.client.get_json(f"{self._path}/deliveries")["deliveries"]
 
     @property
     def _path(self) -> str:

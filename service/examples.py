@@ -73,6 +73,11 @@ EXPORT = {
     "name": "csv", "title": "Measurements", "type": "text/csv; charset=utf-8", "file_name": "regions.csv",
     "state": "not-asked", "href": f"/v1/jobs/{JOB}/exports/csv",
 }  # fmt: skip
+DELIVERY = {
+    "id": "msg_1f0c5c0e6d0c4b439a557f0d8f1b0c22", "to": "dicomweb", "state": "waiting", "tries": 0, "said": "",
+    "status": None, "created": LATER, "next_try": LATER, "gives_up": None,
+}  # fmt: skip
+WEBHOOK = DELIVERY | {"to": "webhook", "state": "delivered", "tries": 1, "said": "204", "status": 204, "next_try": None}
 DZI = (
     '<?xml version="1.0" encoding="UTF-8"?><Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="png" '
     'Overlap="1" TileSize="254"><Size Width="2220" Height="2967"/></Image>'
@@ -95,6 +100,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
         "multipart/form-data": {"file": "(the slide's bytes)"},
     },
     "POST /v1/jobs/{job_id}/links": {JSON: {"expires_s": 3600}},
+    "POST /v1/jobs/{job_id}/deliveries": {JSON: {"to": "dicomweb", "annotations": True}},
 }
 """Call → media type → body."""
 
@@ -160,6 +166,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
             ],
         }
     },
+    "POST /v1/jobs/{job_id}/deliveries": {JSON: DELIVERY},
+    "GET /v1/jobs/{job_id}/deliveries": {JSON: {"deliveries": [WEBHOOK, DELIVERY]}},
     "POST /v1/jobs/{job_id}/links": {JSON: {"url": f"/v1/shared/{TOKEN}", "expires": LATER}},
     "DELETE /v1/jobs/{job_id}/links": {JSON: {"revoked": 1}},
     "GET /v1/shared/{token}/{result}": {BYTES: "(what /v1/jobs/{job_id}/{result} answers)"},

@@ -107,6 +107,13 @@ class JobRequest(Request):
         None, description="Shown beside every tile, to find the same; for models whose card says `exemplars`"
     )
     priority: int = Field(0, ge=-100, le=100, description="Higher runs first")
+    callback_url: str | None = Field(
+        None,
+        min_length=1,
+        max_length=2048,
+        description="Where a signed webhook is sent at the job's end; the operator says to which hosts. Never shown",
+        examples=["https://lis.example.org/hooks/slides"],
+    )
 
     @field_validator("query")
     @classmethod

@@ -70,7 +70,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         folders = len(settings.slides)
         print(
-            f"SlideReason serves http://{host}:{port}/docs ({folders} slide folder{'s' * (folders != 1)})", flush=True
+            f"SlideReason serves http://{host}:{port}/ ({folders} slide folder{'s' * (folders != 1)})", flush=True
         )
         # What was imported stays for good; to look through it at every full collection stops all requests for 0.1 s.
         gc.collect()
@@ -93,6 +93,7 @@ def _start(settings: Settings) -> Embedded:
         broker_url=settings.broker_url,
         database_url=settings.database_url,
         artifacts=settings.artifacts,
+        more=settings.of_deliveries,
     )
 
 

@@ -5,8 +5,12 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker.deliveries_webhook import read_secret
+from worker.destinations import read_callbacks, read_endpoint
+from worker.outbound import Outbound
 
 GIB = 1 << 30
 
@@ -81,13 +85,23 @@ class Settings(BaseSettings):
     """Log lines below it are left out."""
     worker_heard_s: float = Field(60.0, gt=0)
     """A worker silent for longer counts as gone."""
+    callback_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts that jobs may name in `callback_url`, by https: names, `*.name` for all below, `*`; comma-separated."""
+    callback_inside_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts (`host` or `host:port`) of the own network that they may name too, by http or https; comma-separated."""
+    webhook_secret: SecretStr | None = None
+    """What webhooks are signed with, `whsec_` and 24 to 64 bytes in base64; None: no job may name a `callback_url`."""
+    dicomweb_url: str = ""
+    """Root of the archive that results may be pushed to by STOW-RS; empty: none."""
+    fhir_url: str = ""
+    """Base address of the FHIR server that results may be pushed to; empty: none."""
 
     @field_validator("slides", mode="before")
     @classmethod
     def _split_folders(cls, value: Any) -> Any:
         return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
 
-    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @field_validator("cors_origins", "allowed_hosts", "callback_hosts", "callback_inside_hosts", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -104,6 +118,20 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _is_a_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        read_secret(value.get_secret_value())
+        return value
+
+    @field_validator("dicomweb_url", "fhir_url")
+    @classmethod
+    def _is_an_address(cls, value: str, about: ValidationInfo) -> str:
+        read_endpoint(value, "", str(about.field_name))
+        return value
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -130,6 +158,22 @@ class Settings(BaseSettings):
     def ledger_url(self) -> str:
         """SQLAlchemy URL of the ledger."""
         return self.database_url or f"sqlite:///{self.data / 'ledger.sqlite'}"
+
+    @property
+    def callbacks(self) -> Outbound:
+        """Which addresses clients may have called."""
+        return read_callbacks(self.callback_hosts, self.callback_inside_hosts)
+
+    @property
+    def of_deliveries(self) -> dict[str, str]:
+        """What the embedded worker must know as the gateway does, by the names of its settings."""
+        return {
+            "CALLBACK_HOSTS": ",".join(self.callback_hosts),
+            "CALLBACK_INSIDE_HOSTS": ",".join(self.callback_inside_hosts),
+            "WEBHOOK_SECRET": "" if self.webhook_secret is None else self.webhook_secret.get_secret_value(),
+            "DICOMWEB_URL": self.dicomweb_url,
+            "FHIR_URL": self.fhir_url,
+        }
 
     @property
     def artifacts_place(self) -> str:

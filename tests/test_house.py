@@ -200,7 +200,7 @@ def test_files_stay_short_enough_to_read():
 
 def test_no_path_of_anybodys_machine_and_no_secret():
     paths = r"(?<![\w.}])/(?:root|work|opt|Users/\w+)/(?!path\b)"
-    secrets = r"AKIA[0-9A-Z]{16}|PRIVATE KEY-|gh[opsu]_\w{20}"
+    secrets = r"AKIA[0-9A-Z]{16}|PRIVATE KEY-|\bgh[opsu]_\w{20}"
     suspicious = re.compile(f"{paths}|{secrets}")
     found = {}
     for path in tracked():

@@ -174,6 +174,7 @@ def start(
     lease_s: float = 30.0,
     sweep_s: float = 10.0,
     drain_s: float = DRAIN_S,
+    more: Mapping[str, str] | None = None,
 ) -> Embedded:
     """Start what the service needs on one machine.
 
@@ -185,6 +186,7 @@ def start(
         broker_url, database_url, artifacts: used as they are instead of the embedded ones.
         lease_s, sweep_s: how long a unit stays owned without renewal; seconds between sweeps.
         drain_s: how long a worker that is stopped may go on with what it has in hand.
+        more: further settings of the workers, by their names without `SLIDEREASON_`; others come from the environment.
 
     Returns:
         The running children; the broker answers, the workers may still be loading their model.
@@ -206,7 +208,7 @@ def start(
         urls = (broker_url, database_url or f"sqlite:///{data / 'ledger.sqlite'}", artifacts or str(data / "artifacts"))
         settings = {
             "BROKER_URL": urls[0], "DATABASE_URL": urls[1], "ARTIFACTS": urls[2], "MODEL": model,
-            "BLOCK_THREADS": threads, "LEASE_S": lease_s, "SWEEP_S": sweep_s, "DRAIN_S": drain_s,
+            "BLOCK_THREADS": threads, "LEASE_S": lease_s, "SWEEP_S": sweep_s, "DRAIN_S": drain_s, **(more or {}),
         }  # fmt: skip
         environment = _worker_environment(settings)
         for _ in range(workers):

@@ -1,6 +1,7 @@
 """The ledger: jobs, their units, slides and workers in SQL. What is in here is true; tickets are only hints.
 
     Ledger            the service's side: create, look, dismiss
+     ├─ DeliveryLedger    what is sent out of the house
      ├─ CareLedger    the operator's: retry, retention, what waits and what failed
      └─ UnitLedger    the worker's: renew, commit, fail, sweep
          └─ ExportLedger    exports of jobs that have ended
@@ -20,6 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from worker.errors import BadRequest, JobConflict, QueueFull, SlideNotFound
 from worker.ledger_care import CareLedger
 from worker.ledger_claim import ClaimLedger, ensure_tenant
+from worker.ledger_deliveries import DeliveryLedger
 from worker.ledger_done import DoneLedger
 from worker.ledger_links import LinkLedger
 from worker.ledger_rows import (
@@ -53,19 +55,21 @@ class Limits:
     tenant_open: int | None = None
 
 
-class Ledger(LinkLedger, DoneLedger, CareLedger, UnitLedger):
+class Ledger(DeliveryLedger, LinkLedger, DoneLedger, CareLedger, UnitLedger):
     """Jobs in SQL; safe to share between threads, and between processes by its URL.
 
     Args:
         url: `sqlite:////abs/path/ledger.sqlite` or `postgresql+psycopg://…`.
         lease_s: how long a claimed unit stays owned without `renew`.
         upgrade: bring older or missing tables to this version's; else they are refused.
+        push: where the results of every job that ends well are sent, when this process closes it.
     """
 
-    def __init__(self, url: str, lease_s: float = 30.0, upgrade: bool = True):
+    def __init__(self, url: str, lease_s: float = 30.0, upgrade: bool = True, push: tuple[str, ...] = ()):
         ClaimLedger.__init__(self)
         self.engine = connect(url, upgrade)
         self.lease_s = lease_s
+        self.push = push
 
     def close(self) -> None:
         """Close every connection."""
@@ -87,6 +91,7 @@ class Ledger(LinkLedger, DoneLedger, CareLedger, UnitLedger):
         job_id: str | None = None,
         tenant: str = EVERYONE,
         trace: str | None = None,
+        callback: str | None = None,
     ) -> tuple[str, bool]:
         """Write down a job; it is committed when this returns.
 
@@ -97,6 +102,7 @@ class Ledger(LinkLedger, DoneLedger, CareLedger, UnitLedger):
             job_id: 32 hexadecimal digits; None draws one.
             tenant: whose job it is.
             trace: W3C traceparent of the request.
+            callback: address that is told when the job has ended.
 
         Returns:
             (job id, True when it is new, False when the key named this job before).
@@ -114,7 +120,7 @@ class Ledger(LinkLedger, DoneLedger, CareLedger, UnitLedger):
                         return known, False
                 _require_room(connection, limits, tenant)
                 job_id = job_id or uuid.uuid4().hex
-                _insert_job(connection, spec, job_id, tenant, trace)
+                _insert_job(connection, spec, job_id, tenant, trace, callback)
                 if key is not None:
                     values = {"key": key, "body_hash": body_hash or "", "job_id": job_id}
                     connection.execute(insert(idempotency).values(**values))
@@ -283,13 +289,16 @@ def _count(condition: Any, tenant: str | None) -> Any:
     return query if tenant is None else query.where(jobs.c.tenant == tenant)
 
 
-def _insert_job(connection: Connection, spec: JobSpec, job_id: str, tenant: str, trace: str | None) -> None:
+def _insert_job(
+    connection: Connection, spec: JobSpec, job_id: str, tenant: str, trace: str | None, callback: str | None
+) -> None:
     now = clock(connection)
     ensure_tenant(connection, tenant)
     connection.execute(
         insert(jobs).values(
             job_id=job_id, status="accepted", model=spec.model, slide_id=spec.slide_id, priority=spec.priority,
             created=now, updated=now, spec=spec.to_json(), tenant=tenant, trace=trace, ready=1, units_left=1,
+            callback=callback,
         )
     )  # fmt: skip
     connection.execute(insert(units), [new_unit(job_id, "plan", "", 0, 0)])

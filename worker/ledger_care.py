@@ -7,7 +7,7 @@ from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
 
 from worker.errors import JobConflict
 from worker.ledger_rules import clock, lock_job, settle
-from worker.ledger_schema import idempotency, jobs, units
+from worker.ledger_schema import deliveries, idempotency, jobs, units
 from worker.ledger_workers import WorkerLedger
 
 ENDED = ("successful", "failed", "dismissed")
@@ -98,7 +98,9 @@ class CareLedger(WorkerLedger):
             due = connection.scalars(select(jobs.c.job_id).where(over).order_by(jobs.c.finished).limit(limit)).all()
             if due:
                 wiped = {"spec": {}, "plan": None, "slide": None, "result": None, "message": "", "slide_id": ""}
-                connection.execute(update(jobs).where(jobs.c.job_id.in_(due)).values(**wiped, expired=now, updated=now))
+                wiped |= {"callback": None, "expired": now, "updated": now}
+                connection.execute(update(jobs).where(jobs.c.job_id.in_(due)).values(**wiped))
+                connection.execute(delete(deliveries).where(deliveries.c.job_id.in_(due)))
                 connection.execute(delete(units).where(units.c.job_id.in_(due)))
                 connection.execute(delete(idempotency).where(idempotency.c.job_id.in_(due)))
             left = select(jobs.c.job_id).where(jobs.c.expired.is_not(None), jobs.c.purged.is_(False))

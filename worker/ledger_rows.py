@@ -89,7 +89,7 @@ class SlideRow:
     details: dict[str, Any]
 
 
-SHOWN: Sequence = [column for column in jobs.c if column.name not in ("plan", "slide", "trace")] + [
+SHOWN: Sequence = [column for column in jobs.c if column.name not in ("plan", "slide", "trace", "callback")] + [
     jobs.c.plan.is_not(None).label("planned")
 ]
 """The columns that `job_row` reads."""

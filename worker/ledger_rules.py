@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Column, Connection, and_, bindparam, case, func, select, update
 
 from worker.errors import SlideReasonError, StorageAway
+from worker.ledger_outbox import tell_end
 from worker.ledger_schema import database_now, jobs, units
 
 log = logging.getLogger(__name__)
@@ -105,9 +106,12 @@ def settle(connection: Connection, job_id: str, now: float) -> int:
         "tiles_done": found.done, "tiles_failed": found.failed, "updated": now, "units_left": found.left,
         "ready": found.waiting + opened if claimable else 0,
     }  # fmt: skip
-    if found.status in OPEN and found.stopping and not found.leased:
+    dismissed = found.status in OPEN and found.stopping and not found.leased
+    if dismissed:
         values |= {"status": "dismissed", "finished": now, "message": "dismissed"}
     connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(**values))
+    if dismissed:
+        tell_end(connection, job_id, now)
     return opened
 
 
@@ -161,7 +165,7 @@ def give_up(connection: Connection, row: Any, error: Exception, now: float) -> N
         return
     # An error nobody foresaw may name paths or worse: the log has it, the client learns its kind only.
     foreseen = isinstance(error, SlideReasonError)
-    connection.execute(
+    ended = connection.execute(
         update(jobs)
         .where(jobs.c.job_id == row.job_id, jobs.c.status.in_(OPEN))
         .values(
@@ -170,6 +174,8 @@ def give_up(connection: Connection, row: Any, error: Exception, now: float) -> N
             error_code=error.code if foreseen else "internal", error_field=error.field if foreseen else None,
         )
     )  # fmt: skip
+    if ended.rowcount:
+        tell_end(connection, row.job_id, now)
 
 
 def return_expired(connection: Connection, job_id: str, now: float) -> int:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     TextClause,
+    UniqueConstraint,
     create_engine,
     event,
     false,
@@ -66,6 +67,7 @@ jobs = Table(
     Column("units_left", Integer, nullable=False, server_default="1"),
     Column("expired", Float),
     Column("purged", Boolean, nullable=False, server_default=false()),
+    Column("callback", Text),
     Index("jobs_by_age", "created", "job_id"),
     Index("jobs_by_status", "status"),
     Index("jobs_by_tenant", "tenant", "created"),
@@ -75,6 +77,7 @@ jobs = Table(
 
 `ready` counts the units that wait while the job may go on, `units_left` those that are not through: the scheduler reads
 no other table before it has chosen a job. `expired` is when its results were given up, `purged` that they are gone.
+`callback` is where its end is told; it may hold a secret, and is never shown.
 """
 
 Index("jobs_ready", jobs.c.model, jobs.c.priority, jobs.c.tenant, jobs.c.created, **partial("ready > 0"))
@@ -169,6 +172,34 @@ links = Table(
 )
 """Links that show a job's results to whoever has the token, of which only the SHA-256 is kept, until they expire."""
 
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("delivery_id", String(40), primary_key=True),
+    Column("job_id", String(32), ForeignKey("jobs.job_id", ondelete="CASCADE"), nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("target", String(16), nullable=False),
+    Column("event", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("message", JSON, nullable=False),
+    Column("token", Integer, nullable=False, default=0),
+    Column("tries", Integer, nullable=False, default=0),
+    Column("owner", String(64)),
+    Column("not_before", Float, nullable=False),
+    Column("give_up_at", Float),
+    Column("said", Text, nullable=False, default=""),
+    Column("status", Integer),
+    Column("created", Float, nullable=False),
+    UniqueConstraint("job_id", "target", "event", name="deliveries_once"),
+)
+"""The outbox: what is sent out of the house, a row for each target of each event of a job.
+
+`state` goes waiting -> sending -> delivered | failed, back to waiting to be tried again. `not_before` is when it may be
+claimed, also while it is being sent: then its sender has had its time. `give_up_at` is set at the first try.
+"""
+
+Index("deliveries_due", deliveries.c.not_before, **partial("state IN ('waiting', 'sending')"))
+
 leases = Table(
     "leases",
     metadata,
@@ -206,6 +237,9 @@ PATIENCE = {
 }
 """A PostgreSQL whose host is gone is noticed within half a minute (seconds; milliseconds the last)."""
 
+POOL = {"pool_size": 8, "max_overflow": 24, "hide_parameters": True}
+"""Errors, which are logged, do not repeat what was to be written: questions, and addresses that may hold a secret."""
+
 SILENT_S = 10.0
 """So long may a process say nothing amid a transaction, then PostgreSQL ends that, and with it its locks. Ours take
 milliseconds: whoever is silent is stopped, or its host is gone, and would hold up its job for as long."""
@@ -242,7 +276,7 @@ def open_database(url: str) -> Engine:
 
 
 def _connect_postgresql(url: str) -> Engine:
-    engine = create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=24, connect_args=PATIENCE)
+    engine = create_engine(url, pool_pre_ping=True, connect_args=PATIENCE, **POOL)
 
     @event.listens_for(engine, "connect")
     def _configure(connection, _record) -> None:
@@ -257,7 +291,7 @@ def _connect_sqlite(url: str) -> Engine:
     database = make_url(url).database
     if database and database != ":memory:":
         Path(database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, pool_size=8, max_overflow=24, connect_args={"timeout": 60.0})
+    engine = create_engine(url, connect_args={"timeout": 60.0}, **POOL)
 
     @event.listens_for(engine, "connect")
     def _configure(connection, _record) -> None:

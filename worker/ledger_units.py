@@ -20,6 +20,7 @@ from worker.errors import JobDismissed, LeaseLost
 from worker.ledger_claim import Work
 from worker.ledger_done import next_done
 from worker.ledger_exports import ExportLedger
+from worker.ledger_outbox import tell_end
 from worker.ledger_rules import (
     FAULTS_ALLOWED,
     OPEN,
@@ -69,7 +70,13 @@ class Sweep:
 
 
 class UnitLedger(ExportLedger):
-    """The worker's side of the ledger; `Ledger` adds the service's."""
+    """The worker's side of the ledger; `Ledger` adds the service's.
+
+    Attributes:
+        push: where the results of every job that ends well are sent; see `worker.ledger_outbox.PUSHED`.
+    """
+
+    push: tuple[str, ...] = ()
 
     # ---- renew, commit ---------------------------------------------------------------------------------------
 
@@ -167,11 +174,13 @@ class UnitLedger(ExportLedger):
         with self._writing() as connection:
             now = lock_job(connection, job_id)
             finished = select(units.c.job_id).where(units.c.kind == "finish", units.c.state == "done")
-            connection.execute(
+            ended = connection.execute(
                 update(jobs)
                 .where(jobs.c.job_id == job_id, jobs.c.status.in_(OPEN), jobs.c.job_id.in_(finished))
                 .values(status="successful", stopping=False, finished=now, updated=now, ready=0, units_left=0)
             )
+            if ended.rowcount:
+                tell_end(connection, job_id, now, self.push)
 
     # ---- what goes wrong -----------------------------------------------------------------------------------------
 

@@ -32,6 +32,10 @@ TILES_FAILED = Counter(
     "slidereason_tiles_failed", "Tiles that could not be read or segmented.", ["reason"], registry=REGISTRY
 )
 UNITS = Counter("slidereason_units", "Units of work by how they went.", ["kind", "outcome"], registry=REGISTRY)
+DELIVERIES = Counter(
+    "slidereason_deliveries", "Tries to deliver, by how the delivery stood afterwards.", ["to", "state"],
+    registry=REGISTRY,
+)  # fmt: skip
 UNIT_WAIT_S = Histogram(
     "slidereason_unit_wait_seconds", "From a job's acceptance to the claim of a unit of it.",
     buckets=LONG_S, registry=REGISTRY,

@@ -56,7 +56,7 @@ class Outbound:
         Raises:
             BadRequest: it may not be called; says what would be accepted.
         """
-        target = _read(url, name)
+        target = read_target(url, name)
         if target.place in self.inside or (target.host in self.inside):
             return target
         if target.scheme != "https":
@@ -181,7 +181,17 @@ def _inner(ip: IpAddress) -> ipaddress.IPv4Address | None:
     return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
 
 
-def _read(url: str, name: str) -> Target:
+def read_target(url: str, name: str) -> Target:
+    """An address in parts, whether or not it may be called.
+
+    Raises:
+        BadRequest: it is none, or none of http or https in plain form; `name` is the field.
+    """
+    """An address in parts, whether or not it may be called.
+
+    Raises:
+        BadRequest: it is none, or not one of http or https in its plain form.
+    """
     if len(url) > MOST_URL_CHARS or not re.fullmatch(r"[!-~]+", url) or "\\" in url:
         raise _refused(name, f"must be an address in plain ASCII of at most {MOST_URL_CHARS} characters")
     try:

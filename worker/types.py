@@ -20,7 +20,7 @@ class SlideInfo:
         level_dimensions: (width, height) of each level, finest first.
         level_downsamples: factor of each level against level 0.
         mpp_x, mpp_y: µm per level-0 pixel; None when unknown.
-        mpp_source: `openslide.mpp`, `tiff.resolution`, `objective-power`, `override`, or None.
+        mpp_source: `openslide.mpp`, `ome.physical-size`, `tiff.resolution`, `objective-power`, `override`, or None.
         objective_power: e.g. 20.0; None when unknown.
         vendor: the format's vendor, e.g. `aperio`.
         bounds_px0: (x, y, width, height) of the scanned area, when the format states it.

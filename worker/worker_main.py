@@ -15,7 +15,7 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from celery import Celery
@@ -26,6 +26,7 @@ from celery.worker import state as celery_state
 from model.segmenter import Segmenter
 from worker import queue
 from worker.artifacts import open_artifacts
+from worker.destinations import GIVE_UP_S, read_destinations
 from worker.drain import Drain
 from worker.engine import Engine
 from worker.errors import BadRequest, SlideReasonError, TileFailed
@@ -33,6 +34,8 @@ from worker.health import HealthServer, Vitals
 from worker.housekeeper import POLL_S, Housekeeper, Poller
 from worker.ledger import Ledger
 from worker.logs import setup_logs
+from worker.sender import POLL_S as SENDER_POLL_S
+from worker.sender import Sender
 from worker.tasks import Runner, register_ticket
 from worker.tracing import setup_tracing, stop_tracing
 from worker.watchdog import Watchdog, memory_limit
@@ -49,9 +52,15 @@ ALIASES = {"block_threads": "SLIDEREASON_THREADS"}
 
 LEAST = {
     "block_threads": 1, "max_batch": 1, "lease_s": 0.1, "sweep_s": 0.1, "drain_s": 0, "memory_limit_bytes": 0,
-    "health_port": 0, "retention_days": 0, "parent_pid": 0,
+    "health_port": 0, "retention_days": 0, "parent_pid": 0, "deliver_give_up_s": 1,
 }  # fmt: skip
 """The smallest value of each number."""
+
+DELIVERING = (
+    "callback_hosts", "callback_inside_hosts", "webhook_secret", "dicomweb_url", "dicomweb_token", "fhir_url",
+    "fhir_token", "deliver", "deliver_give_up_s",
+)  # fmt: skip
+"""Settings of `worker.destinations`."""
 
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -78,6 +87,11 @@ class WorkerSettings:
         log_format: `text` or `json`.
         log_level: `DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`.
         parent_pid: stop when this process is gone; 0 means stay.
+        callback_hosts, callback_inside_hosts: whom webhooks may call, see `worker.outbound.Outbound`; comma-separated.
+        webhook_secret: what webhooks are signed with, `whsec_…`; empty sends none.
+        dicomweb_url, dicomweb_token, fhir_url, fhir_token: where results are pushed to, and bearer tokens.
+        deliver: where the results of every job go: `dicomweb`, `fhir` or both, comma-separated.
+        deliver_give_up_s: seconds after the first try from which a delivery is not tried again.
     """
 
     broker_url: str
@@ -98,6 +112,15 @@ class WorkerSettings:
     log_format: str = "text"
     log_level: str = "INFO"
     parent_pid: int = 0
+    callback_hosts: str = ""
+    callback_inside_hosts: str = ""
+    webhook_secret: str = field(default="", repr=False)
+    dicomweb_url: str = ""
+    dicomweb_token: str = field(default="", repr=False)
+    fhir_url: str = ""
+    fhir_token: str = field(default="", repr=False)
+    deliver: str = ""
+    deliver_give_up_s: float = GIVE_UP_S
 
     def to_environment(self) -> dict[str, str]:
         """The settings as environment variables; `from_environment` is the inverse."""
@@ -205,7 +228,8 @@ def run_worker(settings: WorkerSettings) -> int:
 
 
 def _serve(settings: WorkerSettings, vitals: Vitals, parts: ExitStack) -> int:
-    ledger = Ledger(settings.database_url, lease_s=settings.lease_s)
+    destinations = read_destinations(**{name: getattr(settings, name) for name in DELIVERING})
+    ledger = Ledger(settings.database_url, lease_s=settings.lease_s, push=destinations.push)
     parts.callback(ledger.close)
     artifacts = open_artifacts(settings.artifacts, settings.scratch or None)
     parts.callback(artifacts.close)
@@ -225,13 +249,19 @@ def _serve(settings: WorkerSettings, vitals: Vitals, parts: ExitStack) -> int:
     limit_bytes = memory_limit(settings.memory_limit_bytes)
     parts.enter_context(Watchdog(vitals, limit_bytes))
     poller = Poller(runner, app, settings.block_threads, min(POLL_S, settings.sweep_s))
+    sender = Sender(
+        ledger, artifacts, vitals.worker_id, destinations, runner.stopping,
+        wake=lambda model: queue.submit(app, model), period_s=min(SENDER_POLL_S, settings.sweep_s),
+    )  # fmt: skip
     housekeeper.start()
     poller.start()
+    sender.start()
     vitals.housekeeper = housekeeper
     log.info("serves %s with %d block threads, memory limit %s", ", ".join(models), settings.block_threads, limit_bytes)
     try:
         return _consume(app, vitals.worker_id, models, settings.block_threads)
     finally:
+        sender.stop()
         poller.stop()
         housekeeper.stop()
         app.close()

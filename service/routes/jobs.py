@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from service.callbacks import check_callback
 from service.errors import Problem
 from service.events import MEDIA_TYPE, EventStream, Wanted, is_over
 from service.files import matches
@@ -75,8 +76,9 @@ def create_job(
     parent = traceparent if traceparent and TRACEPARENT.fullmatch(traceparent) else None
     limits = Limits(rooms.settings.max_open_jobs, rooms.settings.max_open_jobs_per_tenant)
     with span("POST /v1/jobs", parent, tenant=rooms.tenant):
+        check_callback(rooms.settings, wanted.callback_url)
         spec = make_spec(rooms, wanted)
-        asked = {"tenant": rooms.tenant, "trace": current_traceparent() or parent}
+        asked = {"tenant": rooms.tenant, "trace": current_traceparent() or parent, "callback": wanted.callback_url}
         job_id, created = rooms.ledger.create_job(spec, idempotency_key, body_hash(wanted), limits, **asked)
         with log_context(job=job_id):
             log.info("accepted" if created else "asked for again by its key")

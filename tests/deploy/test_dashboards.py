@@ -43,7 +43,7 @@ def test_every_metric_but_buckets_and_processes_is_on_the_dashboard() -> None:
 def test_labels_are_those_of_the_metrics() -> None:
     text = json.dumps(expressions()) + json.dumps([rule["expr"] for rule in rules()])
     labels = {label.strip() for found in re.findall(r"by \(([^)]*)\)", text) for label in found.split(",")}
-    assert labels == {"model", "revision", "status", "code", "reason", "outcome", "stage", "le", "route"}
+    assert labels == {"model", "revision", "status", "code", "reason", "outcome", "stage", "le", "route", "to", "state"}
     from worker.metrics import OUTCOMES
 
     assert set(re.findall(r'outcome=\\"(\w+)\\"', text)) <= set(OUTCOMES)

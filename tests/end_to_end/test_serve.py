@@ -79,9 +79,10 @@ def alive(pid: int) -> bool:
 
 
 @contextmanager
-def serving(slides: Path, data: Path, *more: str) -> Iterator[Service]:
-    """Start the command on a free port."""
+def serving(slides: Path, data: Path, *more: str, **settings: str) -> Iterator[Service]:
+    """Start the command on a free port; `settings` are its environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLIDEREASON_")}
+    environment |= {f"SLIDEREASON_{name.upper()}": value for name, value in settings.items()}
     command = [
         sys.executable,
         "-m",
@@ -101,7 +102,7 @@ def serving(slides: Path, data: Path, *more: str) -> Iterator[Service]:
     try:
         line = process.stdout.readline()
         assert "http://127.0.0.1:" in line, line
-        service = Service(process, line.split()[2].removesuffix("/docs"))
+        service = Service(process, line.split()[2].removesuffix("/"))
         yield service
     finally:
         family = service.family() if service else {process.pid}

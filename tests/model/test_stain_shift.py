@@ -93,7 +93,7 @@ def test_too_few_pictures_are_refused():
         fit_trained_stain([("made", stained(0)), ("made", glass)])
 
 
-def test_pooling_weighs_and_never_divides_by_nothing():
+def test_pooled_by_area_without_a_division_by_nothing():
     assert pooled_template([[0.0] * 6, [4.0] * 6], [1, 3]) == [3.0] * 6
     assert pooled_template([[0.0] * 6, [4.0] * 6], [0, 0]) == [2.0] * 6
 

@@ -283,7 +283,7 @@ def test_openapi_describes_every_route(served: Served) -> None:
         "/v1/jobs/{job_id}/overlay/{key}", "/v1/jobs/{job_id}/overlay.zip", "/v1/jobs/{job_id}/regions",
         "/v1/jobs/{job_id}/regions.geojson.gz", "/v1/jobs/{job_id}/regions/{region_id}", "/v1/jobs/{job_id}/report",
         "/v1/jobs/{job_id}/dicom-seg", "/v1/jobs/{job_id}/dicom-ann",
-        "/v1/jobs/{job_id}/links", "/v1/shared/{token}/{result}",
+        "/v1/jobs/{job_id}/links", "/v1/shared/{token}/{result}", "/v1/jobs/{job_id}/deliveries",
         "/v1/jobs/{job_id}/events", "/v1/jobs/{job_id}/exports", "/v1/jobs/{job_id}/exports/{name}",
         "/v1/slides/{slide_id}/dzi.dzi", "/v1/slides/{slide_id}/dzi_files/{level}/{col}_{row}.jpeg",
         "/v1/slides/{slide_id}/thumbnail.jpeg", "/v1/jobs/{job_id}/coverage", "/v1/jobs/{job_id}/tiles.dzi",
