@@ -18,7 +18,7 @@ from worker.outlines import Polygons, read_mask_picture
 from worker.slide_process import inspect_slide
 from worker.types import SlideInfo
 
-SUFFIXES = frozenset(".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .bif .svslide .dcm .png .jpg .jpeg".split())
+SUFFIXES = frozenset(".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .bif .svslide .dcm .png .jpg .jpeg .webp .bmp".split())
 MAX_DEPTH = 8
 MAX_LISTED = 100_000
 SCAN_EVERY_S = 5.0
@@ -243,7 +243,7 @@ def _slides_under(roots: Sequence[Path]) -> Iterator[Path]:
         for folder, subfolders, names in os.walk(root):
             here = Path(folder)
             depth = len(here.parts) - len(root.parts)
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith(".")) if depth < MAX_DEPTH else []
+            subfolders[:] = sorted(name for name in subfolders if _may_hold_slides(name)) if depth < MAX_DEPTH else []
             names = sorted(name for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES)
             dicom = [name for name in names if name.lower().endswith(".dcm")]
             if dicom and here != root:
@@ -256,3 +256,8 @@ def _slides_under(roots: Sequence[Path]) -> Iterator[Path]:
                     return
                 if path.is_file() and not path.is_symlink():
                     yield path
+
+
+def _may_hold_slides(folder: str) -> bool:
+    """Whether a folder of this name is looked into; a Zarr's thousands of chunks are no slides."""
+    return not folder.startswith(".") and not folder.lower().endswith(".zarr")

@@ -51,7 +51,7 @@ DISMISSED = status("dismissed", message="dismissed", finished=LATER, eta_s=None)
 SLIDE_DOCUMENT = {
     "slide_id": SLIDE, "name": "CMU-1-Small-Region.svs", "format": "svs", "size_bytes": 1938955, "origin": "folder",
     "width_px0": 2220, "height_px0": 2967, "level_dimensions": [[2220, 2967]], "level_downsamples": [1.0],
-    "mpp_x": 0.499, "mpp_y": 0.499, "mpp_source": "slide", "objective_power": 20.0, "vendor": "aperio",
+    "mpp_x": 0.499, "mpp_y": 0.499, "mpp_source": "openslide.mpp", "objective_power": 20.0, "vendor": "aperio",
     "bounds_px0": None, "content_hash": None,
     "links": [link(f"/v1/slides/{SLIDE}", "self", JSON, "Slide")],
 }  # fmt: skip

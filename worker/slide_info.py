@@ -45,6 +45,9 @@ def _find_mpp(reader: Reader, override: float | None) -> tuple[float | None, flo
     """µm/px along x and y and where they come from: the first source that makes sense."""
     if override is not None:
         return float(override), float(override), "override"
+    ome_x, ome_y = _stated(reader, "ome.mpp-x"), _stated(reader, "ome.mpp-y")
+    if ome_x is not None and is_plausible(ome_x):
+        return ome_x, ome_y if ome_y is not None and is_plausible(ome_y) else ome_x, "ome.physical-size"
     # OpenSlide fills its mpp of a generic TIFF from the resolution tags
     limits = PLAUSIBLE_TIFF_MPP if reader.vendor == "generic-tiff" else PLAUSIBLE_MPP
     mpp_x, mpp_y = _number(reader, "mpp-x"), _number(reader, "mpp-y")
@@ -71,14 +74,17 @@ def _tiff_resolution(properties: dict[str, str]) -> tuple[float, float] | None:
 
 
 def _number(reader: Reader, name: str) -> float | None:
-    for prefix in ("openslide", "tiffslide"):
-        try:
-            value = float(reader.properties[f"{prefix}.{name}"])
-        except (KeyError, ValueError):
-            continue
-        if math.isfinite(value):
-            return value
-    return None
+    value = _stated(reader, f"openslide.{name}")
+    return _stated(reader, f"tiffslide.{name}") if value is None else value
+
+
+def _stated(reader: Reader, key: str) -> float | None:
+    """A property as a finite number; None where it is not one."""
+    try:
+        value = float(reader.properties[key])
+    except (KeyError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def is_plausible(mpp: float, limits: tuple[float, float] = PLAUSIBLE_MPP) -> bool:

@@ -15,6 +15,11 @@ from worker.errors import SlideUnreadable
 MAX_PLAIN_PX = 170_000_000
 """Largest picture, and largest single strip or tile, that is decoded in one piece (0.5 GB as RGB)."""
 
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "JPEG2000")
+"""Of Pillow's many decoders, those that are let near a file."""
+
+PICTURE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+
 OPENSLIDE_CACHE_BYTES = 64 * 2**20
 
 
@@ -102,7 +107,7 @@ class OpenSlideReader:
 
 
 class TiffSlideReader:
-    """TIFF dialects that OpenSlide refuses: striped files, OME-TIFF, QPTIFF."""
+    """TIFF dialects that OpenSlide refuses: striped files, QPTIFF."""
 
     def __init__(self, path: Path):
         from tiffslide import TiffSlide
@@ -150,26 +155,33 @@ class TiffSlideReader:
 
 
 class PictureReader:
-    """A plain PNG, JPEG or TIFF picture, decoded whole into a small pyramid. Thread-safe."""
+    """A plain PNG, JPEG, WebP, BMP or TIFF picture, upright, decoded whole into a small pyramid. Thread-safe."""
 
     vendor = "picture"
 
     def __init__(self, path: Path):
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
+        Image.init()  # a decoder that is named has to be loaded
         try:
-            with Image.open(path) as picture:
+            with Image.open(path, formats=PICTURE_FORMATS) as picture:
                 if picture.width * picture.height > MAX_PLAIN_PX:
                     raise Image.DecompressionBombError
                 self.vendor = (picture.format or "picture").lower()
-                pixels = np.asarray(picture.convert("RGBA" if _has_alpha(picture) else "RGB"))
+                _check_picture(picture)
+                upright = ImageOps.exif_transpose(picture)
+                pixels = np.asarray(upright.convert("RGBA" if _has_alpha(upright) else "RGB"))
         except Image.DecompressionBombError as error:
             raise SlideUnreadable(
                 f"the picture is too large; at most {MAX_PLAIN_PX} px are read without a pyramid of levels"
             ) from error
+        except SlideUnreadable:
+            raise
         except UnidentifiedImageError as error:
             # Pillow's own message would tell the path
-            raise SlideUnreadable("not a slide; an SVS, TIFF, NDPI, MRXS, DICOM … or a PNG or JPEG is read") from error
+            raise SlideUnreadable(
+                "not a slide; an SVS, TIFF, NDPI, MRXS, DICOM … or a PNG, JPEG, WebP or BMP is read"
+            ) from error
         except (OSError, ValueError, SyntaxError) as error:
             raise SlideUnreadable(f"the picture is broken: {reason(error, path)}") from error
         self._levels = [to_rgb(pixels)]
@@ -200,6 +212,17 @@ def halve(picture: np.ndarray) -> np.ndarray:
         total = rows[0::2, 0::2] + rows[0::2, 1::2] + rows[1::2, 0::2] + rows[1::2, 1::2]
         half[y // 2 : y // 2 + len(total)] = (total + 2) >> 2
     return half
+
+
+def _check_picture(picture) -> None:
+    """Refuse a picture that 8-bit RGB cannot stand for; its pixels are not decoded yet."""
+    accepted = "one still picture of 8-bit grey, palette, RGB or RGBA colours is read"
+    if picture.format in ("PNG", "WEBP") and getattr(picture, "is_animated", False):
+        raise SlideUnreadable(f"the picture is animated; {accepted}")
+    # Pillow keeps the upper byte of 16-bit RGB, and says so only in the decoder's arguments
+    is_deep = any(";16" in str(tile.args) for tile in picture.tile)
+    if is_deep or picture.mode not in PICTURE_MODES:
+        raise SlideUnreadable(f"the picture's colours are {'16-bit' if is_deep else picture.mode}; {accepted}")
 
 
 def _has_alpha(picture) -> bool:

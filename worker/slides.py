@@ -8,9 +8,11 @@ import openslide
 
 from worker.direct_tiff import DirectTiff, open_direct_tiff
 from worker.errors import BadRequest, SlideNotFound, SlideReasonError, SlideUnreadable
+from worker.ome_tiff import OmeTiffReader
 from worker.resample import resample_area
 from worker.slide_info import PLAUSIBLE_MPP, describe_slide, is_plausible, true_factor
 from worker.slide_readers import OpenSlideReader, PictureReader, Reader, TiffSlideReader, reason
+from worker.tiff_head import TiffHead, read_tiff_head
 from worker.types import SlideInfo
 
 WHOLE_READ_PX = 2**28
@@ -160,7 +162,8 @@ def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
     """Open whatever holds a slide.
 
     Args:
-        path: an SVS, TIFF, NDPI, MRXS, DICOM … file, a folder with one DICOM series, or a plain picture.
+        path: an SVS, TIFF, NDPI, MRXS, DICOM … file, a folder with one DICOM series, or a plain picture
+            (docs/slides.md).
         mpp_override: µm per level-0 pixel to use instead of what the slide says.
 
     Returns:
@@ -202,22 +205,53 @@ def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
 
 
 def _open_reader(file: Path) -> Reader:
-    """The first reader that takes the file."""
+    """The first reader that takes the file and gets it right."""
+    is_tiff = _is_tiff(file)
     try:
-        return OpenSlideReader(file)
+        reader = OpenSlideReader(file)
+        if reader.vendor != "generic-tiff":
+            return reader
     except openslide.OpenSlideUnsupportedFormatError:
-        pass
+        reader = None
     except openslide.OpenSlideError as error:
-        if not _is_tiff(file):
+        if not is_tiff:
             raise SlideUnreadable(f"the slide is broken: {reason(error, file)}") from error
-    if _is_tiff(file):
-        try:
-            return TiffSlideReader(file)
-        except SlideUnreadable:
-            raise
-        except Exception:  # not a TIFF that TiffSlide understands; Pillow says the last word
-            pass
-    return PictureReader(file)
+        reader = None
+    if not is_tiff:
+        return reader or PictureReader(file)
+    try:
+        return _open_tiff(file, reader, read_tiff_head(file))
+    except BaseException:
+        if reader is not None:
+            reader.close()
+        raise
+
+
+def _open_tiff(file: Path, plain: OpenSlideReader | None, head: TiffHead | None) -> Reader:
+    """A TIFF of no scanner's own dialect; `plain` is OpenSlide's reader of it, if there is one."""
+    if head is not None:
+        head.check()
+        if head.is_ome:
+            ome = _try(OmeTiffReader, file)
+            if ome is not None:
+                if plain is not None:
+                    plain.close()
+                return ome
+    if plain is not None:
+        return plain
+    # TiffSlide would follow OME-XML into other files
+    unfit = head is not None and (head.needs_lookup or head.is_ome)
+    return (None if unfit else _try(TiffSlideReader, file)) or PictureReader(file)
+
+
+def _try(kind: type[OmeTiffReader] | type[TiffSlideReader], file: Path) -> Reader | None:
+    """The file in one kind of reader; None where the library stumbles over it."""
+    try:
+        return kind(file)
+    except SlideUnreadable:
+        raise
+    except Exception:  # tifffile raises whatever the bytes lead it into
+        return None
 
 
 def _is_tiff(file: Path) -> bool:

@@ -54,6 +54,17 @@ def test_file_names_are_shown_when_allowed(slide_folder: Path, tmp_path: Path) -
         assert names == {path.name for path in slide_folder.iterdir()}
 
 
+def test_pictures_are_listed_and_a_zarr_is_not_looked_into(tmp_path: Path) -> None:
+    folder = tmp_path / "roots"
+    (folder / "job.zarr" / "0").mkdir(parents=True)
+    (folder / "case").mkdir()
+    for name in ("job.zarr/0/tile.png", "photo.webp", "case/photo.bmp", "moving.gif"):
+        (folder / name).write_bytes(b"x")
+    for served in serve(folder, tmp_path / "data", slide_names=True):
+        names = {slide["name"] for slide in served.client.get("/v1/slides").json()["slides"]}
+        assert names == {"photo.webp", "photo.bmp"}
+
+
 def test_a_registered_reference_gets_an_id_that_jobs_take(served: Served) -> None:
     body = {"reference": f"file://{served.folder}/good.tif", "name": "Case A"}
     first = served.client.post("/v1/slides", json=body)
