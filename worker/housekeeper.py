@@ -27,7 +27,7 @@ TROUBLED_S = 130.0
 """Twice the longest pause that the ledger gives a unit that could not be done."""
 
 REFILL_S = 1.0
-"""A broker that lost its tickets would else get `MOST_TICKETS` a sweep: enough for ten GPUs, not for a hundred."""
+"""A broker that lost its tickets would else get `MOST_TICKETS` a sweep: 17 blocks a second, however many GPUs wait."""
 
 EXPIRED_PER_SWEEP = 20
 
