@@ -41,9 +41,9 @@ class Bench:
         return answer.json()["jobID"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    """Headless Chromium."""
+    """Headless Chromium; for a file's tests, as Playwright's event loop runs in this thread as long as it is open."""
     pytest.importorskip("playwright", reason="the browser is driven by playwright, a package of the dev extra")
     from tests.browser.chromium import chromium, find_chromium
 
