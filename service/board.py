@@ -8,11 +8,12 @@ the number of pollers and event streams, and no request of its own needs a threa
 import asyncio
 import logging
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from statistics import median
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,7 +28,10 @@ GATHER_S = 0.02
 """Two queries begin at least so far apart: under load, who comes meanwhile goes with the next. Alone, nobody waits."""
 
 READING_SHARE = 0.25
-"""Where the ledger is slow, queries are further apart, so that no more than this of the time goes into them."""
+"""Where the ledger is slow, queries are further apart, so that no more than this of the time goes into them. Slow is
+what the median of the last few says: one query that had to wait for a disk makes nobody else wait four times as long."""
+
+FEW = 9
 
 WATCH_S = 0.75
 READ_TIMEOUT_S = 10.0
@@ -83,6 +87,7 @@ class Board:
         self._reader: asyncio.Task | None = None
         self._ticker: asyncio.Task | None = None
         self._next_read = self._said_away = float("-inf")
+        self._took_s: deque[float] = deque(maxlen=FEW)
         self._notices: OrderedDict[str, Notice] = OrderedDict()
         self._watches: dict[str, set[Watch]] = {}
         self.closing = False
@@ -168,8 +173,8 @@ class Board:
                 except Exception as error:  # whoever asked is told; the next batch tries again
                     batch.error = error
                 finally:
-                    took_s = min(time.monotonic() - began, 1.0)
-                    self._next_read = began + max(GATHER_S, took_s / READING_SHARE)
+                    self._took_s.append(min(time.monotonic() - began, 1.0))
+                    self._next_read = began + max(GATHER_S, median(self._took_s) / READING_SHARE)
                     batch.over.set()
         finally:
             self._reader = None
