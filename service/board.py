@@ -29,7 +29,7 @@ GATHER_S = 0.02
 
 READING_SHARE = 0.25
 """Where the ledger is slow, queries are further apart, so that no more than this of the time goes into them. Slow is
-what the median of the last few says: one query that had to wait for a disk makes nobody else wait four times as long."""
+what the median of the last few says: one query that waited for a disk makes nobody else wait four times as long."""
 
 FEW = 9
 

@@ -17,8 +17,11 @@ from worker.ledger import Ledger
 from worker.outlines import Polygons, read_mask_picture
 from worker.slide_process import inspect_slide
 from worker.types import SlideInfo
+from worker.zarr_head import is_picture
 
-SUFFIXES = frozenset(".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .bif .svslide .dcm .png .jpg .jpeg .webp .bmp".split())
+SUFFIXES = frozenset(
+    ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .bif .svslide .dcm .ozx .png .jpg .jpeg .webp .bmp".split()
+)
 MAX_DEPTH = 8
 MAX_LISTED = 100_000
 SCAN_EVERY_S = 5.0
@@ -237,12 +240,14 @@ def _info(data: dict) -> SlideInfo:
 
 
 def _slides_under(roots: Sequence[Path]) -> Iterator[Path]:
-    """Paths that look like slides, in a stable order; links are not followed, and a DICOM folder is one slide."""
+    """Paths that look like slides, in a stable order; links are not followed; a DICOM or OME-Zarr folder is one."""
     count = 0
     for root in roots:
         for folder, subfolders, names in os.walk(root):
             here = Path(folder)
             depth = len(here.parts) - len(root.parts)
+            zarrs = [here / name for name in sorted(subfolders) if name.lower().endswith(".zarr")]
+            yield from (path for path in zarrs if not path.is_symlink() and is_picture(path))
             subfolders[:] = sorted(name for name in subfolders if _may_hold_slides(name)) if depth < MAX_DEPTH else []
             names = sorted(name for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES)
             dicom = [name for name in names if name.lower().endswith(".dcm")]

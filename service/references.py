@@ -94,11 +94,11 @@ def _under(path: Path, roots: Sequence[Path]) -> bool:
 
 
 def _check_kind(path: Path, roots: Sequence[Path]) -> None:
-    """A slide is a regular file, or a folder (DICOM) none of whose entries leads outside."""
+    """A slide is a regular file, or a folder (DICOM, OME-Zarr) none of whose entries leads outside."""
     if path.is_file():
         return
     if not path.is_dir():
-        raise SlideUnreadable("a slide is a regular file or a DICOM folder; this is neither", field="slide")
+        raise SlideUnreadable("a slide is a regular file or a folder; this is neither", field="slide")
     try:
         _check_folder(path, roots)
     except PermissionError as error:

@@ -37,7 +37,7 @@ def describe_slide(reader: Reader, path: Path, file: Path, mpp_override: float |
         objective_power=_number(reader, "objective-power"),
         vendor=reader.vendor,
         bounds_px0=_find_bounds(reader),
-        content_hash=_hash_content(path, file, reader.properties.get("openslide.quickhash-1", "")),
+        content_hash=_hash_content(path, file, _quickhash(reader)),
     )
 
 
@@ -102,6 +102,11 @@ def true_factor(size_px0: int, size_level: int) -> float:
     ratio = size_px0 / size_level
     whole = max(1, round(ratio))
     return float(whole) if size_level in (size_px0 // whole, -(-size_px0 // whole)) else ratio
+
+
+def _quickhash(reader: Reader) -> str:
+    """What the reader itself makes of the pixels, where it does; of a folder in folders nothing else would tell."""
+    return reader.properties.get("quickhash") or reader.properties.get("openslide.quickhash-1", "")
 
 
 def _hash_content(path: Path, file: Path, quickhash: str) -> str:

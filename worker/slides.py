@@ -14,6 +14,7 @@ from worker.slide_info import PLAUSIBLE_MPP, describe_slide, is_plausible, true_
 from worker.slide_readers import OpenSlideReader, PictureReader, Reader, TiffSlideReader, reason
 from worker.tiff_head import TiffHead, read_tiff_head
 from worker.types import SlideInfo
+from worker.zarr_head import MARKS, zarr_mark
 
 WHOLE_READ_PX = 2**28
 """Source pixels a thumbnail may cost (some 5 s of OpenSlide on one core)."""
@@ -22,6 +23,8 @@ PIECE_PX = 2**24
 """Source pixels held at once while a large frame is reduced (48 MB as RGB)."""
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ZIP_MAGIC = (b"PK\3\4",)
+FOLDERS = "a slide file, a folder with one DICOM series, or an OME-Zarr"
 
 
 class Slide:
@@ -162,8 +165,8 @@ def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
     """Open whatever holds a slide.
 
     Args:
-        path: an SVS, TIFF, NDPI, MRXS, DICOM … file, a folder with one DICOM series, or a plain picture
-            (docs/slides.md).
+        path: an SVS, TIFF, NDPI, MRXS, DICOM … file, a folder with one DICOM series, an OME-Zarr, or a plain
+            picture (docs/slides.md).
         mpp_override: µm per level-0 pixel to use instead of what the slide says.
 
     Returns:
@@ -180,14 +183,15 @@ def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
             f"mpp_override must be between {PLAUSIBLE_MPP[0]} and {PLAUSIBLE_MPP[1]} µm/px", field="mpp_override"
         )
     if not path.exists():
-        raise SlideNotFound("no such slide; give a slide file or a folder with one DICOM series", field="slide")
+        raise SlideNotFound(f"no such slide; give {FOLDERS}", field="slide")
     if not (path.is_dir() or path.is_file()):
-        raise SlideUnreadable("neither a file nor a folder; a slide file or a DICOM folder is read", field="slide")
+        raise SlideUnreadable(f"neither a file nor a folder; give {FOLDERS}", field="slide")
     try:
-        file = _dicom_member(path) if path.is_dir() else path
+        file = _member(path) if path.is_dir() else path
         if file.stat().st_size == 0:
             raise SlideUnreadable("the file is empty; a slide (SVS, TIFF, DICOM …) or a picture is read", field="slide")
-        reader = _open_reader(file)
+        is_zarr = file.name in MARKS or _starts_with(file, ZIP_MAGIC)
+        reader = _open_ome_zarr(path) if is_zarr else _open_reader(file)
     except OSError as error:
         if isinstance(error, SlideReasonError):
             raise
@@ -204,9 +208,15 @@ def open_slide(path: str | Path, mpp_override: float | None = None) -> Slide:
         raise
 
 
+def _open_ome_zarr(path: Path) -> Reader:
+    from worker.ome_zarr_slide import OmeZarrReader  # Zarr is slow to import, and most slides are none
+
+    return OmeZarrReader(path)
+
+
 def _open_reader(file: Path) -> Reader:
     """The first reader that takes the file and gets it right."""
-    is_tiff = _is_tiff(file)
+    is_tiff = _starts_with(file, TIFF_MAGIC)
     try:
         reader = OpenSlideReader(file)
         if reader.vendor != "generic-tiff":
@@ -254,9 +264,14 @@ def _try(kind: type[OmeTiffReader] | type[TiffSlideReader], file: Path) -> Reade
         return None
 
 
-def _is_tiff(file: Path) -> bool:
+def _starts_with(file: Path, magic: tuple[bytes, ...]) -> bool:
     with file.open("rb") as stream:
-        return stream.read(4) in TIFF_MAGIC
+        return stream.read(4) in magic
+
+
+def _member(folder: Path) -> Path:
+    """The file that stands for a folder: a Zarr's metadata, or one of its only DICOM series."""
+    return zarr_mark(folder) or _dicom_member(folder)
 
 
 def _dicom_member(folder: Path) -> Path:
@@ -271,7 +286,7 @@ def _dicom_member(folder: Path) -> Path:
         except openslide.OpenSlideError:
             continue
     if not series:
-        raise SlideUnreadable("the folder holds no DICOM slide; give a slide file or a folder with one DICOM series")
+        raise SlideUnreadable(f"the folder holds no DICOM slide and no Zarr; give {FOLDERS}")
     if len(series) > 1:
         raise SlideUnreadable(f"the folder holds {len(series)} DICOM series; give one of the files instead")
     return next(iter(series.values()))

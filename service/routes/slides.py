@@ -1,10 +1,14 @@
 """The slide catalogue: list, look, register, upload."""
 
+import os
 import secrets
 import shutil
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
+from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -16,6 +20,7 @@ from service.rooms import In
 from service.schemas import Link, Slide, SlideList, SlideRequest
 from service.uploads import receive_upload
 from worker.errors import SlideReasonError
+from worker.zarr_head import zarr_mark
 
 router = APIRouter(tags=["slides"])
 
@@ -54,7 +59,7 @@ def list_slides(
 
 
 @router.get("/v1/slides/{slide_id}", summary="Size, levels, resolution and its source, vendor, bounds")
-def show_slide(rooms: In, slide_id: Annotated[str, Path(max_length=100)]) -> Slide:
+def show_slide(rooms: In, slide_id: Annotated[str, InPath(max_length=100)]) -> Slide:
     """Opens the slide in a child process when that has not happened yet."""
     return shown(rooms.catalogue.details(rooms.catalogue.entry(slide_id)))
 
@@ -119,7 +124,7 @@ def shown(entry: SlideEntry) -> Slide:
     return Slide(
         slide_id=entry.slide_id,
         name=entry.name,
-        format="dicom" if entry.path.is_dir() else entry.path.suffix.lower().removeprefix(".") or "unknown",
+        format=_format(entry),
         size_bytes=_size_bytes(entry),
         origin=entry.origin,
         links=[
@@ -136,10 +141,26 @@ _SHOWN = (
 )  # fmt: skip
 
 
+def _format(entry: SlideEntry) -> str:
+    """What kind of slide, by its name, or for a folder by what lies in it."""
+    path = entry.path
+    if path.is_dir():
+        return "dicom" if zarr_mark(path) is None else "ome-zarr"
+    if path.suffix.lower() == ".ozx" or (entry.info is not None and entry.info.vendor == "ome-zarr"):
+        return "ome-zarr"
+    return path.suffix.lower().removeprefix(".") or "unknown"
+
+
 def _size_bytes(entry: SlideEntry) -> int:
     try:
-        if entry.path.is_dir():
-            return sum(path.stat().st_size for path in entry.path.iterdir() if path.is_file())
-        return entry.path.stat().st_size
+        return _size_of(entry.path, entry.path.stat().st_mtime_ns)
     except OSError:
         return 0
+
+
+@lru_cache(maxsize=4096)
+def _size_of(path: Path, changed_ns: int) -> int:
+    """Bytes of a file, or of all files below a folder; a Zarr has tens of thousands, so it is remembered."""
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)

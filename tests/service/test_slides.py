@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.service.conftest import QUERY, Served, serve
+from tests.worker.test_ome_zarr_slide import pack, write_picture
 
 
 def multipart(files: list[tuple[str, bytes]], boundary: str = "b") -> tuple[bytes, dict[str, str]]:
@@ -63,6 +64,27 @@ def test_pictures_are_listed_and_a_zarr_is_not_looked_into(tmp_path: Path) -> No
     for served in serve(folder, tmp_path / "data", slide_names=True):
         names = {slide["name"] for slide in served.client.get("/v1/slides").json()["slides"]}
         assert names == {"photo.webp", "photo.bmp"}
+
+
+def test_an_ome_zarr_is_a_slide_listed_registered_and_uploaded(tmp_path: Path) -> None:
+    folder = tmp_path / "roots"
+    folder.mkdir()
+    for name in ("listed.ome.zarr", "plain"):
+        write_picture(folder / name)
+    packed = pack(folder / "plain", tmp_path / "upload.ozx").read_bytes()
+    (folder / "not.zarr").mkdir()
+    for served in serve(folder, tmp_path / "data", slide_names=True):
+        listed = served.client.get("/v1/slides").json()["slides"]
+        assert [(slide["name"], slide["format"]) for slide in listed] == [("listed.ome.zarr", "ome-zarr")]
+        size = sum(path.stat().st_size for path in (folder / "listed.ome.zarr").rglob("*") if path.is_file())
+        assert listed[0]["size_bytes"] == size
+        given = served.client.post("/v1/slides", json={"reference": "plain"}).json()
+        body, headers = multipart([("file", packed)])
+        sent = served.client.post("/v1/slides", content=body, headers=headers).json()
+        for slide in (given, sent):
+            assert (slide["format"], slide["width_px0"], slide["mpp_x"]) == ("ome-zarr", 700, 0.5)
+        thumbnail = served.client.get(f"/v1/slides/{sent['slide_id']}/thumbnail.jpeg?size=64")
+        assert thumbnail.headers["content-type"] == "image/jpeg"
 
 
 def test_a_registered_reference_gets_an_id_that_jobs_take(served: Served) -> None:
