@@ -19,6 +19,7 @@ from service.examples import add_examples
 from service.limits import Limits
 from service.metrics import Measured, Metrics
 from service.process_logs import setup_logs_of
+from service.process_memory import settle
 from service.rooms import Rooms
 from service.routes import (
     coverage,
@@ -70,6 +71,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if alone:
+            settle()
         with rooms.draining.noticed(settings.shutdown_delay_s, rooms.board.end_streams):
             yield
         await rooms.board.close()

@@ -36,7 +36,10 @@ FEW = 9
 WATCH_S = 0.75
 READ_TIMEOUT_S = 10.0
 SAY_AWAY_EVERY_S = 5.0
+KEPT_S = 60.0
 MOST_NOTICES = 1024
+"""Notices nobody asked for so long, or beyond so many, are written anew when somebody does."""
+
 MOST_AT_ONCE = 500
 
 
@@ -88,7 +91,7 @@ class Board:
         self._ticker: asyncio.Task | None = None
         self._next_read = self._said_away = float("-inf")
         self._took_s: deque[float] = deque(maxlen=FEW)
-        self._notices: OrderedDict[str, Notice] = OrderedDict()
+        self._notices: OrderedDict[str, tuple[float, Notice]] = OrderedDict()  # when last shown; the longest ago first
         self._watches: dict[str, set[Watch]] = {}
         self.closing = False
         self.reads = 0
@@ -198,13 +201,15 @@ class Board:
 
     def _shown(self, row: JobRow) -> Notice:
         """The row's notice, written anew only when it says something new."""
-        known = self._notices.get(row.job_id)
+        now = time.monotonic()
+        known = self._notices.get(row.job_id, (now, None))[1]
         row = replace(row, eta_s=shown_eta_s(row.eta_s), spec=row.spec if known is None else known.row.spec)
         if known is None or known.row != row:
-            known = self._notices[row.job_id] = make_notice(row)
-            if len(self._notices) > MOST_NOTICES:
-                self._notices.popitem(last=False)
+            known = make_notice(row)
+        self._notices[row.job_id] = now, known
         self._notices.move_to_end(row.job_id)
+        while len(self._notices) > MOST_NOTICES or next(iter(self._notices.values()))[0] < now - KEPT_S:
+            self._notices.popitem(last=False)
         return known
 
     # ---- watching ------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import gc
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ import uvicorn
 
 from service.app import create_app
 from service.process_logs import setup_logs_of
+from service.process_memory import settle
 from service.settings import Settings, read_settings
 from worker.embedded import Embedded, start
 from worker.errors import SlideReasonError
@@ -72,9 +72,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         print(
             f"SlideReason serves http://{host}:{port}/ ({folders} slide folder{'s' * (folders != 1)})", flush=True
         )
-        # What was imported stays for good; to look through it at every full collection stops all requests for 0.1 s.
-        gc.collect()
-        gc.freeze()
+        settle()
         server.run(sockets=[listener])
         return 0 if server.started else 1
     finally:

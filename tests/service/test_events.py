@@ -211,6 +211,30 @@ def test_the_board_shows_what_stands_now_with_few_queries(ledger: Ledger) -> Non
     assert asyncio.run(look()) <= 2
 
 
+def test_one_slow_query_does_not_keep_the_next_ones_apart(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [ledger.create_job(SPEC)[0] for _ in range(2)]
+    slow_s, read = [0.0] * 9 + [0.5] + [0.0] * 9, ledger.jobs
+
+    def jobs(wanted: list[str]) -> dict:
+        time.sleep(slow_s.pop(0))
+        return read(wanted)
+
+    async def look() -> float:
+        board = Board(ledger)
+        monkeypatch.setattr(ledger, "jobs", jobs)
+        monkeypatch.setattr("service.board.KEPT_S", 0.0)
+        for _ in range(10):
+            await board.notice(ids[0], EVERYONE)
+        began = time.monotonic()
+        await board.notice(ids[1], EVERYONE)
+        took_s = time.monotonic() - began
+        assert list(board._notices) == [ids[1]], "what nobody asks for any more is not kept"
+        await board.close()
+        return took_s
+
+    assert asyncio.run(look()) < 0.5, "it was four times the slow one"
+
+
 def test_the_board_says_when_the_database_is_away_and_comes_back(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
