@@ -14,6 +14,7 @@ import numpy as np
 import zarr
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore, ZipStore
 
 from worker.errors import SlideUnreadable
@@ -56,6 +57,9 @@ class OmeZarrReader:
         except SlideUnreadable:
             self.close()
             raise
+        except ContainsArrayError as error:
+            self.close()
+            raise SlideUnreadable("a single Zarr array; give the folder above it that lists its levels") from error
         except Exception as error:  # hostile metadata raise whatever they lead the library into
             self.close()
             raise SlideUnreadable(f"the OME-Zarr's metadata are broken: {reason(error, path)}") from error
@@ -85,7 +89,10 @@ class OmeZarrReader:
             w, h = min(width, SAMPLE_PX), min(height, SAMPLE_PX)
             for part in range(count):
                 x, y = ((size - side) * part // max(1, count - 1) for size, side in ((width, w), (height, h)))
-                digest.update(self.read_level(level, x, y, w, h).tobytes())
+                try:
+                    digest.update(self.read_level(level, x, y, w, h).tobytes())
+                except SlideUnreadable:  # a broken chunk costs its tiles, not the slide
+                    digest.update(b"broken")
         return digest.hexdigest()
 
 

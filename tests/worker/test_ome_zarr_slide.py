@@ -167,7 +167,7 @@ class TestRefused:
 
     def test_a_zarr_without_ome(self, tmp_path: Path):
         zarr.create_array(tmp_path / "a.zarr", shape=(10, 10), chunks=(5, 5), dtype="u1")
-        with pytest.raises(SlideUnreadable):
+        with pytest.raises(SlideUnreadable, match="single Zarr array"):
             open_slide(tmp_path / "a.zarr")
         zarr.open_group(tmp_path / "g.zarr", mode="w")
         with pytest.raises(SlideUnreadable, match="no multiscales"):
@@ -232,6 +232,15 @@ class TestRefused:
             whole(path)
         assert refused.value.field in ("slide", None)
         assert str(tmp_path) not in str(refused.value)
+
+
+def test_a_broken_chunk_costs_its_tiles_not_the_slide(tmp_path: Path):
+    path = write_picture(tmp_path / "slide.zarr")
+    (path / "0" / "c" / "0" / "0" / "0").write_bytes(b"broken")
+    with open_slide(path) as slide:
+        assert (slide.read_px0(300, 200, 64, 64, 64, 64) == PICTURE[200:264, 300:364]).all()
+        with pytest.raises(SlideUnreadable, match=r"level 0, \(0, 0\)"):
+            slide.read_px0(0, 0, 64, 64, 64, 64)
 
 
 class _Touch:
