@@ -1,4 +1,4 @@
-"""`slidereason checkpoint import|inspect|verify`: public weights into a checkpoint of ours, and what a file holds.
+"""`slidereason checkpoint import|inspect|verify|average`: public weights into a checkpoint of ours, and what one holds.
 
 torch is imported only when a command runs.
 """
@@ -38,8 +38,7 @@ def run_import(options: argparse.Namespace) -> int:
 
     from model.importers.compose import Sources, compose, write_composed
 
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise ValueError(f"--out {options.out}: exists and is not empty; an empty or new folder is accepted")
+    _require_empty(options.out)
     named = ("checkpoint", "language", "vision", "sam", "adapter", "tokenizer")
     sources = Sources(**{name: getattr(options, name) for name in named}, decoder=not options.fresh_decoder)
     if all(getattr(sources, name) is None for name in named[:4]):
@@ -50,6 +49,16 @@ def run_import(options: argparse.Namespace) -> int:
     for role, part in made.imported.items():
         print(f"{role}: {part.form}, {len(part.used)} keys used, {len(part.ignored)} ignored{_groups(part.ignored)}")
     print(f"fresh: {len(made.fresh)} of {len(made.tensors)} tensors{_groups(made.fresh)}")
+    print(f"checkpoint: {options.out}, revision {revision}")
+    return 0
+
+
+def run_average(options: argparse.Namespace) -> int:
+    """Write the mean of several checkpoints; refuses a folder that is not empty."""
+    from model.soup import average_checkpoints
+
+    _require_empty(options.out)
+    revision = average_checkpoints(options.folders, options.out, options.parts)
     print(f"checkpoint: {options.out}, revision {revision}")
     return 0
 
@@ -87,6 +96,11 @@ def run_verify(options: argparse.Namespace) -> int:
     return int(wrong > 0)
 
 
+def _require_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out}: exists and is not empty; an empty or new folder is accepted")
+
+
 def _config(options: argparse.Namespace) -> "PathChatConfig | None":
     """The configuration that is asked for; None leaves it to `--checkpoint`."""
     from model.builders import VARIANTS
@@ -122,7 +136,7 @@ def _groups(names: Sequence[str]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="slidereason checkpoint", description=__doc__.partition("\n")[0])
-    commands = parser.add_subparsers(required=True, metavar="import|inspect|verify")
+    commands = parser.add_subparsers(required=True, metavar="import|inspect|verify|average")
     _import_parser(commands.add_parser("import", help="public weights → a checkpoint"))
     look = commands.add_parser("inspect", help="what a file or folder of weights is")
     look.add_argument("path", type=Path, metavar="PATH", help="file or folder")
@@ -131,6 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("verify", help="whether a checkpoint is whole, fits its configuration, and is finite")
     check.add_argument("folder", type=Path, metavar="DIR", help="a checkpoint")
     check.set_defaults(run=run_verify)
+    mean = commands.add_parser("average", help="the mean of several trainings of one model")
+    mean.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="checkpoints, two or more")
+    mean.add_argument("--parts", type=float, nargs="+", metavar="PART", help="of each in the mean (equal)")
+    mean.add_argument("--out", type=Path, metavar="DIR", required=True, help="empty or new folder")
+    mean.set_defaults(run=run_average)
     return parser
 
 
