@@ -1,8 +1,8 @@
 """`python -m benchmarks.run scale`: 1 to 1,000 GPUs and up to 100,000 slides, simulated on the scheduler's own code.
 
 Service times are read from `benchmarks/results/scale_costs.json`; what could not be measured is assumed and listed in
-`docs/scale.md`. The same seed gives the same figures. `SLIDEREASON_SCALE_RUNS=paper,fair` runs only those whose names
-begin so, without the picture; the others stay as an earlier command found them.
+`docs/scale.md`. The same seed gives the same figures. `SLIDEREASON_SCALE_RUNS="tiny, 10 GPUs;fair"` runs only those
+whose names begin so, without the picture; the others stay as an earlier command found them.
 """
 
 import json
@@ -62,7 +62,7 @@ def measure(bench: Bench) -> tuple[list[Measurement], str]:
     """Simulate everything under each seed; the picture goes to `docs/images`, unless in a hurry."""
     database = read_costs(RESULTS / "scale_costs.json")
     seeds = range(bench.seed, bench.seed + (1 if bench.quick else SEEDS))
-    wanted = tuple(filter(None, os.environ.get("SLIDEREASON_SCALE_RUNS", "").split(",")))
+    wanted = tuple(filter(None, os.environ.get("SLIDEREASON_SCALE_RUNS", "").split(";")))
     runs = [run for run in all_runs() if run.name.startswith(wanted or "")]
     runs = [shorter(run) for run in runs] if bench.quick else runs
     asked = [(run, seed) for run in runs for seed in seeds[: run.seeds]]
