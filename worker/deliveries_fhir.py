@@ -7,7 +7,7 @@ import json
 
 from worker.deliveries import Outcome, judge, unanswered
 from worker.errors import BadRequest
-from worker.outbound import Call, Outbound, Reply, Resolve, call
+from worker.outbound import Call, Outbound, Reply, Resolve, Stop, call
 
 POST_S = 60.0
 MEDIA_TYPE = "application/fhir+json"
@@ -21,6 +21,7 @@ def post_bundle(
     token: str | None = None,
     limit_s: float = POST_S,
     resolve: Resolve | None = None,
+    stop: Stop | None = None,
 ) -> Outcome:
     """Send a bundle once.
 
@@ -31,6 +32,7 @@ def post_bundle(
         token: bearer token; None sends none.
         limit_s: seconds for the call.
         resolve: as in `Outbound.pin`.
+        stop: as in `call`.
     """
     headers = {"Content-Type": MEDIA_TYPE, "Accept": MEDIA_TYPE, "User-Agent": "SlideReason"}
     if token is not None:
@@ -38,7 +40,7 @@ def post_bundle(
     place = "" if json.loads(bundle).get("type") in AT_THE_ROOT else "/Bundle"
     try:
         target = outbound.check(url.rstrip("/") + place, "fhir_url")
-        reply = call(outbound, target, Call(headers, bundle), limit_s, resolve)
+        reply = call(outbound, target, Call(headers, bundle), limit_s, resolve, stop)
     except BadRequest as error:
         return Outcome("failed", error.message)
     except OSError as error:

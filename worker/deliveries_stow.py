@@ -11,7 +11,7 @@ from typing import Any
 
 from worker.deliveries import MOST_SAID, Outcome, judge, unanswered
 from worker.errors import BadRequest
-from worker.outbound import Call, Outbound, Reply, Resolve, call
+from worker.outbound import Call, Outbound, Reply, Resolve, Stop, call
 
 STORE_S = 600.0
 PIECE_BYTES = 1 << 20
@@ -28,6 +28,7 @@ def store(
     token: str | None = None,
     limit_s: float = STORE_S,
     resolve: Resolve | None = None,
+    stop: Stop | None = None,
 ) -> Outcome:
     """Send DICOM files once, in one request.
 
@@ -38,6 +39,7 @@ def store(
         token: bearer token; None sends none.
         limit_s: seconds for the call.
         resolve: as in `Outbound.pin`.
+        stop: as in `call`.
 
     Returns:
         `delivered` only when the archive took every object; else the objects it refused and its reasons.
@@ -56,7 +58,7 @@ def store(
     what = Call(headers, _pieces(files, head, tail), length)
     try:
         target = outbound.check(f"{url.rstrip('/')}/studies", "dicomweb_url")
-        return read_answer(call(outbound, target, what, limit_s, resolve))
+        return read_answer(call(outbound, target, what, limit_s, resolve, stop))
     except BadRequest as error:
         return Outcome("failed", error.message)
     except OSError as error:
@@ -65,6 +67,8 @@ def store(
 
 def read_answer(reply: Reply) -> Outcome:
     """What an archive did with what it was sent; a 200 or 202 that lists refused objects is no success."""
+    if not reply.whole and 200 <= reply.status < 300:  # the objects it refused may be in what is missing
+        return Outcome("again", f"{reply.status}: its answer broke off", reply.status)
     refused = _refused(reply.body)
     if not refused:
         if reply.status == 202:  # some were refused or changed, and it did not say which in a form we read

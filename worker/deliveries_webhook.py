@@ -13,7 +13,7 @@ from typing import Any
 
 from worker.deliveries import Outcome, judge, unanswered
 from worker.errors import BadRequest
-from worker.outbound import CALL_S, Call, Outbound, Resolve, call
+from worker.outbound import CALL_S, Call, Outbound, Resolve, Stop, call
 
 PREFIX = "whsec_"
 KEY_BYTES = (24, 64)
@@ -48,6 +48,7 @@ def send_webhook(
     message: dict[str, Any],
     limit_s: float = CALL_S,
     resolve: Resolve | None = None,
+    stop: Stop | None = None,
 ) -> Outcome:
     """Send a message once.
 
@@ -59,6 +60,7 @@ def send_webhook(
         message: without patient data; written the same way at every try.
         limit_s: seconds for the call.
         resolve: as in `Outbound.pin`.
+        stop: as in `call`.
     """
     body = json.dumps(message, sort_keys=True, separators=(",", ":")).encode()
     timestamp = int(time.time())
@@ -70,7 +72,7 @@ def send_webhook(
         "webhook-signature": signature(key, event_id, timestamp, body),
     }
     try:
-        reply = call(outbound, outbound.check(url), Call(headers, body), limit_s, resolve)
+        reply = call(outbound, outbound.check(url), Call(headers, body), limit_s, resolve, stop)
     except BadRequest as error:
         return Outcome("failed", error.message)
     except OSError as error:

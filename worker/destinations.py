@@ -12,7 +12,7 @@ from worker.ledger_outbox import DICOMWEB, FHIR, PUSHED, WEBHOOK
 from worker.outbound import CALL_S, Outbound, read_target
 
 SPARE_S = 100.0
-"""A try is its sender's for so much longer than its call may take: names are resolved, and files are fetched."""
+"""A sender holds a delivery for so much longer than its call may take at most: names are resolved, files fetched."""
 
 GIVE_UP_S = 3 * 86400.0
 
@@ -47,7 +47,7 @@ class Destinations:
 
     @property
     def times_s(self) -> dict[str, float]:
-        """The targets that can be reached → seconds that a try of each may take."""
+        """The targets that can be reached → seconds that a try of each may take at most."""
         there = {WEBHOOK: self.key, DICOMWEB: self.dicomweb, FHIR: self.fhir}
         calls = {WEBHOOK: CALL_S, DICOMWEB: STORE_S, FHIR: POST_S}
         return {target: calls[target] + SPARE_S for target, value in there.items() if value is not None}

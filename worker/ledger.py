@@ -60,7 +60,7 @@ class Ledger(DeliveryLedger, LinkLedger, DoneLedger, CareLedger, UnitLedger):
 
     Args:
         url: `sqlite:////abs/path/ledger.sqlite` or `postgresql+psycopg://…`.
-        lease_s: how long a claimed unit stays owned without `renew`.
+        lease_s: how long a claimed unit or delivery stays owned without `renew`.
         upgrade: bring older or missing tables to this version's; else they are refused.
         push: where the results of every job that ends well are sent, when this process closes it.
     """

@@ -2,30 +2,28 @@
 
     waiting ──claim──▶ sending ──record──▶ delivered | failed
        ▲                 │
-       └─────────────────┘ to be tried again; or its sender was lost, and the time it had is over
+       └─────────────────┘ to be tried again; or its sender was lost, and did not renew its lease
 
-Every claim raises the delivery's token by one, and a record of an older one is refused. A sender that is lost after it
-has sent and before it has recorded makes one delivery arrive twice, under the same id.
+Every claim raises the delivery's token by one, and whoever holds an older one can neither renew nor record. A sender
+that is lost after it has sent and before it has recorded makes one delivery arrive twice, under the same id.
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, literal_column, select, update
 
 from worker.deliveries import MOST_SAID
+from worker.delivery_turns import Lane
 from worker.errors import LeaseLost
 from worker.ledger_outbox import new_delivery
 from worker.ledger_rows import require_job, time_of
 from worker.ledger_rules import clock, lock_job
 from worker.ledger_schema import deliveries, jobs
 from worker.ledger_workers import WorkerLedger
-
-LOOKED_AT = 8
-"""So many deliveries that are due are tried, oldest first, where other senders hold theirs."""
 
 OPEN_STATES = ("waiting", "sending")
 
@@ -113,28 +111,48 @@ class DeliveryLedger(WorkerLedger):
             rows = connection.execute(asked.order_by(deliveries.c.created, deliveries.c.delivery_id)).all()
         return [_shown(row) for row in rows]
 
-    def claim_delivery(self, worker_id: str, times_s: Mapping[str, float], give_up_s: float) -> Delivery | None:
-        """Take the delivery that has been due for longest.
+    def due_lanes(self, targets: Sequence[str]) -> dict[Lane, float]:
+        """Where something is due now.
 
         Args:
-            worker_id: who sends it.
-            times_s: the targets this sender can reach → how long a try may take; then others may take it.
-            give_up_s: seconds after its first try from which it is not tried again.
+            targets: those that this sender can reach.
 
         Returns:
-            The delivery under a fresh token, or None when none is due.
+            {lane: since when, seconds since 1970}.
         """
         with self._reading() as connection:
             now = clock(connection)
-            due = connection.scalars(_DUE_IDS.where(deliveries.c.target.in_(list(times_s))), {"now": now}).all()
-        for delivery_id in due:
-            with self._writing() as connection:
-                now = clock(connection)
-                row = connection.execute(_LOCK, {"id": delivery_id, "now": now}).first()
-                if row is not None:
-                    until = now + times_s[row.target]
-                    return _lease(connection, row, worker_id, until, now + give_up_s)
-        return None
+            rows = connection.execute(_DUE_LANES.where(deliveries.c.target.in_(targets)), {"now": now}).all()
+        return {Lane(row.tenant, row.target, row.place): row.since for row in rows}
+
+    def claim_delivery(self, worker_id: str, lane: Lane, give_up_s: float) -> Delivery | None:
+        """Take the lane's delivery that has been due for longest, for `lease_s` seconds.
+
+        Args:
+            worker_id: who sends it.
+            lane: of `due_lanes`.
+            give_up_s: seconds after its first try from which it is not tried again.
+
+        Returns:
+            The delivery under a fresh token, or None when others have all that is due.
+        """
+        with self._writing() as connection:
+            now = clock(connection)
+            wanted = {"tenant": lane.tenant, "target": lane.target, "place": lane.place, "now": now}
+            row = connection.execute(_LOCK, wanted).first()
+            return None if row is None else _lease(connection, row, worker_id, now + self.lease_s, now + give_up_s)
+
+    def renew_delivery(self, delivery: Delivery) -> None:
+        """Keep it for another `lease_s` seconds from now.
+
+        Raises:
+            LeaseLost: another sender has it, its outcome is recorded, or its job is gone.
+        """
+        with self._writing() as connection:
+            values = {"not_before": clock(connection) + self.lease_s}
+            changed = connection.execute(update(deliveries).where(*_held(delivery)).values(**values))
+        if not changed.rowcount:
+            raise LeaseLost("another sender has this delivery, or it is gone", subject=delivery.delivery_id)
 
     def record(
         self, delivery: Delivery, state: str, said: str, status: int | None = None, pause_s: float = 0.0,
@@ -155,10 +173,10 @@ class DeliveryLedger(WorkerLedger):
         Raises:
             LeaseLost: another sender has it, or its job is gone.
         """
-        mine = (deliveries.c.delivery_id == delivery.delivery_id, deliveries.c.token == delivery.token)
+        mine = _held(delivery)
         with self._writing() as connection:
             now = clock(connection)
-            asked = select(deliveries.c.give_up_at).where(*mine, deliveries.c.state == "sending").with_for_update()
+            asked = select(deliveries.c.give_up_at).where(*mine).with_for_update()
             row = connection.execute(asked).first()
             if row is None:
                 raise LeaseLost("another sender has this delivery, or it is gone", subject=delivery.delivery_id)
@@ -174,8 +192,23 @@ class DeliveryLedger(WorkerLedger):
 # As an index over only these rows has it.
 _OPEN = literal_column("deliveries.state IN ('waiting', 'sending')")
 _DUE = (_OPEN, deliveries.c.not_before <= bindparam("now"))
-_DUE_IDS = select(deliveries.c.delivery_id).where(*_DUE).order_by(deliveries.c.not_before).limit(LOOKED_AT)
-_LOCK = select(deliveries).where(deliveries.c.delivery_id == bindparam("id"), *_DUE).with_for_update(skip_locked=True)
+_LANE = (deliveries.c.tenant, deliveries.c.target, deliveries.c.place)
+_DUE_LANES = select(*_LANE, func.min(deliveries.c.not_before).label("since")).where(*_DUE).group_by(*_LANE)
+_LOCK = (
+    select(deliveries)
+    .where(*_DUE, *(column == bindparam(column.name) for column in _LANE))
+    .order_by(deliveries.c.not_before)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
+
+
+def _held(delivery: Delivery) -> tuple[ColumnElement[bool], ...]:
+    """The condition that it is still its sender's."""
+    return (
+        deliveries.c.delivery_id == delivery.delivery_id, deliveries.c.token == delivery.token,
+        deliveries.c.state == "sending",
+    )  # fmt: skip
 
 
 def _lease(connection: Connection, row: Any, worker_id: str, until: float, give_up_at: float) -> Delivery:

@@ -10,7 +10,9 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
+from worker.errors import BadRequest
 from worker.ledger_schema import deliveries, jobs
+from worker.outbound import read_target
 
 WEBHOOK, DICOMWEB, FHIR = "webhook", "dicomweb", "fhir"
 PUSHED = {DICOMWEB: ("dicom-seg",), FHIR: ("fhir",)}
@@ -32,7 +34,7 @@ def tell_end(connection: Connection, job_id: str, now: float, push: Sequence[str
     event = f"{job.status} {job.finished!r}"
     rows = []
     if job.callback is not None:
-        row = new_delivery(job_id, job.tenant, WEBHOOK, event, now, {})
+        row = new_delivery(job_id, job.tenant, WEBHOOK, event, now, {}, place_of(job.callback))
         rows.append(row | {"message": _message(job, row["delivery_id"])})
     if job.status == "successful":
         for target in push:
@@ -42,13 +44,21 @@ def tell_end(connection: Connection, job_id: str, now: float, push: Sequence[str
 
 
 def new_delivery(
-    job_id: str, tenant: str, target: str, event: str, now: float, message: dict[str, Any]
+    job_id: str, tenant: str, target: str, event: str, now: float, message: dict[str, Any], place: str = ""
 ) -> dict[str, Any]:
-    """A row of `deliveries` to insert."""
+    """A row of `deliveries` to insert; `place` is which server it goes to, and empty for the operator's own."""
     return {
         "delivery_id": f"msg_{uuid.uuid4().hex}", "job_id": job_id, "tenant": tenant, "target": target, "event": event,
-        "state": "waiting", "message": message, "created": now, "not_before": now,
+        "state": "waiting", "message": message, "created": now, "not_before": now, "place": place or target,
     }  # fmt: skip
+
+
+def place_of(url: str) -> str:
+    """`host:port` of an address; empty when it is none, which its sender will say."""
+    try:
+        return read_target(url, "callback_url").place[:300]
+    except BadRequest:
+        return ""
 
 
 _TOLD = [

@@ -190,15 +190,21 @@ deliveries = Table(
     Column("said", Text, nullable=False, default=""),
     Column("status", Integer),
     Column("created", Float, nullable=False),
+    Column("place", String(300), nullable=False, server_default=""),
     UniqueConstraint("job_id", "target", "event", name="deliveries_once"),
 )
 """The outbox: what is sent out of the house, a row for each target of each event of a job.
 
 `state` goes waiting -> sending -> delivered | failed, back to waiting to be tried again. `not_before` is when it may be
-claimed, also while it is being sent: then its sender has had its time. `give_up_at` is set at the first try.
+claimed, also while it is being sent: then its sender no longer renews it. `give_up_at` is set at the first try. `place`
+is the server it goes to, `host:port` or the target.
 """
 
 Index("deliveries_due", deliveries.c.not_before, **partial("state IN ('waiting', 'sending')"))
+Index(
+    "deliveries_lanes", deliveries.c.place, deliveries.c.tenant, deliveries.c.target, deliveries.c.not_before,
+    **partial("state IN ('waiting', 'sending')"),
+)  # fmt: skip
 
 leases = Table(
     "leases",

@@ -12,8 +12,9 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -24,8 +25,11 @@ MOST_ANSWER_BYTES = 1 << 20
 CALL_S = 20.0
 PORTS = {"https": 443, "http": 80}
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+LOOK_S = 0.1
+"""Seconds between two looks at whether a call is to end."""
 
 Resolve = Callable[[str, int], list[str]]
+Stop = Callable[[], bool]
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -115,16 +119,21 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back: status, headers with lower-case names, and as much of the body as may be read."""
+    """What came back: status, headers with lower-case names, and as much of the body as may be read.
+
+    `whole` is False when the body broke off before its end, or is longer than may be read.
+    """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    whole: bool = True
 
 
 def call(
-    outbound: Outbound, target: Target, what: Call, limit_s: float = CALL_S, resolve: Resolve | None = None
-) -> Reply:
+    outbound: Outbound, target: Target, what: Call, limit_s: float = CALL_S, resolve: Resolve | None = None,
+    stop: Stop | None = None,
+) -> Reply:  # fmt: skip
     """Call an address once; no redirect is followed.
 
     Args:
@@ -133,29 +142,45 @@ def call(
         what: the request.
         limit_s: seconds for all of it, from the connection to the last byte.
         resolve: as in `Outbound.pin`.
+        stop: asked before the connection is made and several times a second from then on; once it says yes, the
+            connection is cut, whatever was sent. None never does.
 
     Raises:
         BadRequest: the address may not be called.
         TimeoutError: it took longer.
+        InterruptedError: `stop` said yes.
         OSError: nobody answered, or not in HTTP, or not with a certificate for this name.
     """
     address = outbound.pin(target, resolve)
+    if stop is not None and stop():
+        raise InterruptedError(f"the call of {target.host} was stopped before it began")
     connection = _Pinned(target, address, limit_s)
-    over = threading.Event()
-    timer = threading.Timer(limit_s, _end, (connection, over))
-    timer.daemon = True
-    timer.start()
-    try:
-        return _exchange(connection, target, what)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if over.is_set() or isinstance(error, TimeoutError):
-            raise TimeoutError(f"{target.host} took longer than {limit_s:g} s") from error
-        # A header that cannot be sent may be a token: then the error's own words would repeat it.
-        words = "" if not isinstance(error, (OSError, http.client.HTTPException)) else f": {error}"
-        raise OSError(f"{target.host} did not answer in HTTP: {type(error).__name__}{words}"[:300]) from None
-    finally:
-        timer.cancel()
-        connection.close()
+    with _watched(connection, limit_s, stop) as why:
+        try:
+            reply = _exchange(connection, target, what)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            _require_time(target, limit_s, why or ["limit"] * isinstance(error, TimeoutError))
+            # A header that cannot be sent may be a token: then the error's own words would repeat it.
+            words = "" if not isinstance(error, (OSError, http.client.HTTPException)) else f": {error}"
+            raise OSError(f"{target.host} did not answer in HTTP: {type(error).__name__}{words}"[:300]) from None
+        _require_time(target, limit_s, why)  # a body without a length looks whole when it was cut
+    return reply
+
+
+def open_connection(outbound: Outbound, target: Target, limit_s: float, resolve: Resolve | None = None) -> "_Pinned":
+    """A connection to where a target may be called, for bodies too large for `call`; it connects when it is used.
+
+    Args:
+        outbound: the rules; they are asked about the resolved address again.
+        target: what `Outbound.check` returned.
+        limit_s: seconds that connecting, sending a piece or receiving one may take. `cut` ends it from another thread.
+        resolve: as in `Outbound.pin`.
+
+    Raises:
+        BadRequest: the address may not be called.
+        OSError: the name cannot be resolved now.
+    """
+    return _Pinned(target, outbound.pin(target, resolve), limit_s)
 
 
 def is_public(address: str) -> bool:
@@ -186,11 +211,6 @@ def read_target(url: str, name: str) -> Target:
 
     Raises:
         BadRequest: it is none, or none of http or https in plain form; `name` is the field.
-    """
-    """An address in parts, whether or not it may be called.
-
-    Raises:
-        BadRequest: it is none, or not one of http or https in its plain form.
     """
     if len(url) > MOST_URL_CHARS or not re.fullmatch(r"[!-~]+", url) or "\\" in url:
         raise _refused(name, f"must be an address in plain ASCII of at most {MOST_URL_CHARS} characters")
@@ -242,13 +262,41 @@ def _exchange(connection: "_Pinned", target: Target, what: Call) -> Reply:
         connection.request(what.method, target.path, what.body, headers)
     answer = connection.getresponse()
     body = answer.read(MOST_ANSWER_BYTES)
-    return Reply(answer.status, {key.lower(): value for key, value in answer.getheaders()}, body)
+    headers = {key.lower(): value for key, value in answer.getheaders()}
+    return Reply(answer.status, headers, body, whole=not answer.length)
 
 
-def _end(connection: "_Pinned", over: threading.Event) -> None:
-    """However slowly bytes trickle, the call ends now."""
-    over.set()
-    connection.cut()
+@contextmanager
+def _watched(connection: "_Pinned", limit_s: float, stop: Stop | None) -> Iterator[list[str]]:
+    """However slowly bytes trickle, the call ends in time; yields a list that then says why: `limit` or `stop`."""
+    why: list[str] = []
+    ended = threading.Event()
+    end = time.monotonic() + limit_s
+
+    def watch() -> None:
+        while not ended.wait(LOOK_S):
+            if not why and stop is not None and stop():
+                why.append("stop")
+            elif not why and time.monotonic() >= end:
+                why.append("limit")
+            if why:
+                connection.cut()  # again and again: it may only be about to connect
+
+    watcher = threading.Thread(target=watch, name="call-watch", daemon=True)
+    watcher.start()
+    try:
+        yield why
+    finally:
+        ended.set()
+        watcher.join()
+        connection.close()
+
+
+def _require_time(target: Target, limit_s: float, why: list[str]) -> None:
+    if why == ["stop"]:
+        raise InterruptedError(f"the call of {target.host} was stopped")
+    if why:
+        raise TimeoutError(f"{target.host} took longer than {limit_s:g} s")
 
 
 class _Pinned(http.client.HTTPConnection):

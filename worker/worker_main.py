@@ -77,7 +77,7 @@ class WorkerSettings:
         block_threads: blocks worked on at once (in the environment also SLIDEREASON_THREADS).
         max_batch: tiles per call of the model.
         device: where the model computes: `auto`, `cpu`, `cuda` or `cuda:N`.
-        lease_s: how long a claimed unit stays owned without renewal; the same in every worker.
+        lease_s: how long a claimed unit or delivery stays owned without renewal; the same in every worker.
         sweep_s: seconds between sweeps.
         drain_s: how long running blocks get to finish after SIGTERM; then they are handed back.
         memory_limit_bytes: resident memory from which on the worker drains and ends with 75, to be started again; 0 is

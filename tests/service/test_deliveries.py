@@ -138,14 +138,14 @@ def test_one_that_was_sent_and_not_recorded_comes_again_under_its_id(told: Serve
         job_id = told.post(mpp=1.0, callback_url=url)["jobID"]
         told.client.delete(f"/v1/jobs/{job_id}")
         lost = sender_of(told, destinations(), "lost")
-        delivery = lost._claim()
-        lost._try(delivery)  # and here it is killed
+        _, lease = lost._claim()
+        lost._try(lease.delivery, lambda: False)  # and here it is killed
         assert listed(told, job_id)[0]["state"] == "sending"
         other = sender_of(told, destinations(), "other")
         assert not other.send_one(), "the lost one may still be at it"
         now(told)
         assert other.send_one() and not other.send_one()
-        lost._send(delivery)  # it was only slow: what it records is refused
+        lost._send(lease)  # it was only slow: what it records is refused
     (delivered,) = listed(told, job_id)
     assert (delivered["state"], delivered["tries"]) == ("delivered", 2)
     assert len({event for event, _ in receiver.seen}) == 1 and len(receiver.seen) == 3

@@ -176,6 +176,8 @@ def test_answers_that_cannot_be_read_are_judged_by_their_status():
     assert states == {200: "delivered", 202: "failed", 400: "failed", 409: "failed", 503: "again"}
     for body in (b"[]", b"[1]", b"null", b'{"00081198": {"Value": []}}'):
         assert read_answer(Reply(200, {}, body)).state == "delivered"
+    broken = {status: read_answer(Reply(status, {}, b'{"00081', whole=False)).state for status in (200, 202, 409)}
+    assert broken == {200: "again", 202: "again", 409: "failed"}, "what it refused may have been in the rest"
 
 
 @pytest.mark.parametrize("failed", [1, {"Value": [1]}, {"Value": [{}]}, {"Value": [{"00081197": {"Value": ["x"]}}]}])

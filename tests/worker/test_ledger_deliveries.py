@@ -1,6 +1,6 @@
 """The outbox in the ledger: written with the end of a job and never twice, given to one sender at a time."""
 
-import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +12,15 @@ from sqlalchemy import event, update
 from tests.databases import database_urls
 from tests.worker.test_ledger import INFO, PLAN, SPEC, claim
 from worker.artifacts import LocalArtifacts
+from worker.delivery_turns import OF_A_PLACE, Lane
 from worker.destinations import read_destinations
 from worker.errors import JobNotFound, LeaseLost, SlideReasonError
 from worker.ledger import Ledger
 from worker.ledger_schema import deliveries
-from worker.sender import PUSHES_AT_ONCE, Sender
+from worker.sender import Sender
 
 HOOK = "https://lis.example.org/hook"
-ALL = {"webhook": 60.0, "dicomweb": 60.0, "fhir": 60.0}
+ALL = ("webhook", "dicomweb", "fhir")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -40,7 +41,11 @@ def finish(ledger: Ledger, callback: str | None = HOOK) -> str:
 
 
 def take(ledger: Ledger, worker: str = "w", give_up_s: float = 1000.0):
-    return ledger.claim_delivery(worker, ALL, give_up_s)
+    for lane in ledger.due_lanes(ALL):
+        delivery = ledger.claim_delivery(worker, lane, give_up_s)
+        if delivery is not None:
+            return delivery
+    return None
 
 
 def make_due(ledger: Ledger) -> None:
@@ -109,9 +114,13 @@ def test_who_is_late_records_nothing(ledger: Ledger):
     assert (other.delivery_id, other.message, other.token) == (late.delivery_id, late.message, late.token + 1)
     with pytest.raises(LeaseLost):
         ledger.record(late, "failed", "410", 410)
+    with pytest.raises(LeaseLost):
+        ledger.renew_delivery(late)
     assert ledger.record(other, "delivered", "204", 204) == "delivered"
     with pytest.raises(LeaseLost):
         ledger.record(other, "again", "500", 500)
+    with pytest.raises(LeaseLost):
+        ledger.renew_delivery(other)
     (row,) = ledger.deliveries(job_id)
     assert (row.state, row.tries, row.next_try, row.gives_up) == ("delivered", 2, None, None)
 
@@ -129,24 +138,55 @@ def test_what_this_sender_cannot_reach_is_left_to_others(ledger: Ledger):
     job_id = finish(ledger)
     ledger.close_job(job_id)
     ledger.ask_delivery(job_id, "default", "fhir", ["fhir"])
-    assert ledger.claim_delivery("w", {"dicomweb": 60.0}, 100.0) is None
-    assert ledger.claim_delivery("w", {"fhir": 60.0}, 100.0).target == "fhir"
+    assert ledger.due_lanes(["dicomweb"]) == {}
+    (lane,) = ledger.due_lanes(["dicomweb", "fhir"])
+    assert lane == Lane("default", "fhir", "fhir")
+    assert ledger.claim_delivery("w", lane, 100.0).target == "fhir"
     with pytest.raises(JobNotFound):
         ledger.ask_delivery(job_id, "south", "fhir", ["fhir"])
+
+
+def test_a_lease_lasts_while_it_is_renewed_and_no_longer(ledger: Ledger):
+    ledger.lease_s = 0.4
+    ledger.dismiss(ledger.create_job(SPEC, callback=HOOK)[0])
+    held = take(ledger)
+    for _ in range(4):
+        time.sleep(0.2)
+        ledger.renew_delivery(held)
+        assert take(ledger) is None
+    time.sleep(0.5)
+    assert take(ledger, "other").token == held.token + 1
+
+
+def test_each_tenants_deliveries_to_each_server_are_a_lane(ledger: Ledger):
+    urls = [HOOK, "https://LIS.example.org./other?secret=1", "http://10.1.2.3:8080/", "https://" + "a." * 200 + "b/"]
+    for tenant in ("north", "south"):
+        for url in urls:
+            ledger.dismiss(ledger.create_job(SPEC, callback=url, tenant=tenant)[0])
+    lanes = ledger.due_lanes(ALL)
+    assert {lane.place[:20] for lane in lanes} == {"lis.example.org:443", "10.1.2.3:8080", "a." * 10}
+    assert len(lanes) == 6 and {lane.tenant for lane in lanes} == {"north", "south"}
+    with ledger.engine.begin() as connection:  # as a version that knew no places left them
+        connection.execute(update(deliveries).values(place=""))
+    taken = [take(ledger) for _ in range(8)]
+    assert len({delivery.delivery_id for delivery in taken}) == 8
 
 
 def test_large_deliveries_leave_room_for_webhooks(ledger: Ledger, tmp_path: Path):
     there = read_destinations(webhook_secret="whsec_" + "A" * 32, fhir_url="http://127.0.0.1:1/fhir")
     sender = Sender(ledger, LocalArtifacts(tmp_path), "w", there)
     job_id = finish(ledger)
-    ledger.ask_delivery(job_id, "default", "fhir", ["fhir"])
-    for _ in range(PUSHES_AT_ONCE):
-        sender._under_way[threading.Thread()] = "fhir"
+    for _ in range(OF_A_PLACE + 1):
+        ledger.ask_delivery(job_id, "default", "fhir", ["fhir"])
+        with ledger.engine.begin() as connection:  # or it would be the same one
+            connection.execute(update(deliveries).values(message={}))
+    claimed = [sender._claim() for _ in range(OF_A_PLACE)]
+    assert {lease.delivery.target for _, lease in claimed} == {"fhir"}
     assert sender._claim() is None
     ledger.close_job(job_id)
-    assert sender._claim().target == "webhook"
-    sender._under_way.popitem()
-    assert sender._claim().target == "fhir"
+    assert sender._claim()[1].delivery.target == "webhook"
+    sender._turns.end(claimed[0][0])
+    assert sender._claim()[1].delivery.target == "fhir"
 
 
 def test_blocks_are_committed_with_no_more_statements_than_without_an_outbox(ledger: Ledger):

@@ -188,6 +188,59 @@ def test_who_hangs_or_trickles_is_left(trickle: bool):
         thread.join()
 
 
+@contextmanager
+def answering(head: bytes) -> Iterator[str]:
+    """A server that sends this to the first who calls, and then nothing until it is cut off; yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.sendall(head)
+                while connection.recv(4096):
+                    pass
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        thread.join()
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.0 200 OK\r\n\r\nhalf an answ"], ids=["silent", "without-length"])
+@pytest.mark.parametrize("why", ["stop", "limit"])
+def test_a_call_that_is_cut_is_no_answer_whatever_came_of_it(head: bytes, why: str):
+    outbound, looks = Outbound(inside=("127.0.0.1",)), iter([False, False, True])
+    stop, limit_s = ((lambda: next(looks)), 60.0) if why == "stop" else (None, 0.3)
+    with answering(head) as url, pytest.raises(InterruptedError if why == "stop" else TimeoutError):
+        call(outbound, outbound.check(url), HELLO, limit_s, stop=stop)
+
+
+def test_what_is_to_stop_is_not_begun():
+    with receiver() as server:
+        outbound = Outbound(inside=("127.0.0.1",))
+        with pytest.raises(InterruptedError, match="before it began"):
+            call(outbound, outbound.check(f"http://127.0.0.1:{server.server_port}/"), HELLO, stop=lambda: True)
+        assert server.seen == []
+
+
+@pytest.mark.parametrize(("length", "whole"), [(5, True), (9, False)])
+def test_a_body_that_breaks_off_is_told(length: int, whole: bool):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\nhello".encode())
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        outbound = Outbound(inside=("127.0.0.1",))
+        reply = call(outbound, outbound.check(f"http://127.0.0.1:{listening.getsockname()[1]}/"), HELLO)
+        thread.join()
+    assert (reply.status, reply.body, reply.whole) == (200, b"hello", whole)
+
+
 def test_nobody_there_and_no_http_are_errors_that_may_pass():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
