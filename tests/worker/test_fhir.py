@@ -120,6 +120,52 @@ def test_what_one_tile_alone_saw_has_no_agreement(done, tmp_path):
     assert "valueQuantity" not in agreement and agreement["dataAbsentReason"]["text"]
 
 
+def parts_of(bundle: dict, index: int = 0) -> dict[str, dict]:
+    """The components of an observation by their code."""
+    return {part["code"]["coding"][0]["code"]: part for part in resources(bundle, "Observation")[index]["component"]}
+
+
+def weigh(report: dict) -> None:
+    """Evidence against the first region, nothing known of the second, and the third as an older report had it."""
+    stain = {"shift_sd": 4.125, "limit_sd": 3.0, "far": True, "tiles": 5}
+    against = {"chain": ["place", "size"], "checked": 7, "contradicted": 2, "by_aspect": {"place": 2, "size": 1}}
+    report["regions"][0] |= {"stain": stain, "contradictions": against, "weak": ["stain", "contradiction"]}
+    report["regions"][1] |= {"stain": None, "contradictions": None, "weak": []}
+    for name in ("stain", "contradictions", "weak"):
+        del report["regions"][2][name]
+
+
+def test_stain_and_contradictions_are_components_with_their_range(done, tmp_path):
+    bundle = written(changed(done, tmp_path / "job", weigh), tmp_path)
+    validate(bundle)
+    parts = parts_of(bundle)
+    shift = parts["stain-shift"]
+    assert (shift["valueQuantity"]["value"], shift["valueQuantity"]["code"]) == (4.125, "{SD}")
+    assert shift["referenceRange"][0]["high"]["value"] == 3.0
+    assert parts["chain-contradictions"]["valueString"] == "place, size"
+    ratio = parts["tiles-contradicting"]["valueRatio"]
+    assert (ratio["numerator"]["value"], ratio["denominator"]["value"]) == (2, 7)
+    weak = {found["code"]: found["display"] for found in parts["weak-evidence"]["valueCodeableConcept"]["coding"]}
+    assert weak.keys() == {"weak-stain", "weak-contradiction"} and "own mask" in weak["weak-contradiction"]
+
+
+def test_what_is_not_known_of_the_evidence_is_said_to_be_absent(done, tmp_path):
+    bundle = written(changed(done, tmp_path / "job", weigh), tmp_path)
+    parts = parts_of(bundle, 1)
+    for name in ("stain-shift", "chain-contradictions", "tiles-contradicting"):
+        assert parts[name]["dataAbsentReason"]["coding"][0]["code"] == "unknown"
+        assert not any(field.startswith("value") for field in parts[name])
+    assert "weak-evidence" not in parts
+    assert parts_of(bundle, 2).keys() & {"stain-shift", "chain-contradictions", "weak-evidence"} == set()
+
+
+def test_the_evidence_of_a_real_job_is_that_of_its_report(bundle, done):
+    for index, region in enumerate(done.report["regions"]):
+        parts, against = parts_of(bundle, index), region["contradictions"]
+        assert parts["tiles-contradicting"]["valueRatio"]["denominator"]["value"] == against["checked"] >= 1
+        assert parts["chain-contradictions"]["valueString"] == (", ".join(against["chain"]) or "none")
+
+
 def test_every_reference_leads_to_an_entry_of_its_type(bundle):
     kinds = {entry["fullUrl"]: entry["resource"]["resourceType"] for entry in bundle["entry"]}
     assert len(kinds) == len(bundle["entry"])

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.worker.report_jobs import EVIL, changed, real_job
+from tests.worker.test_fhir import weigh
+from worker.exports import hl7v2
 from worker.exports.hl7v2 import CUT, escape_text, write_hl7
 from worker.exports.job_results import JobResults
 from worker.exports.message import clean_text
@@ -59,7 +61,7 @@ def test_segments_stand_in_the_order_of_the_standard_and_end_with_cr(done, tmp_p
     segments = data.decode("utf-8").split("\r")
     assert segments.pop() == "" and b"\n" not in data
     names = [segment[:3] for segment in segments]
-    obx = 1 + 3 * len(done.spec.queries) + 1
+    obx = 1 + 3 * len(done.spec.queries) + 8 * len(done.report["regions"]) + 1
     assert names == ["MSH", "SFT", "PID", "OBR", "NTE", *["OBX"] * obx, "SPM"]
     assert [segment.split("|")[1] for segment in segments if segment.startswith("OBX")] == [
         str(number) for number in range(1, obx + 1)
@@ -87,7 +89,8 @@ def test_everything_is_preliminary_and_for_research(message, done):
     assert str(order[3]) == f"{done.job_id}^SlideReason"
     assert str(order[4]) == "60567-5^Comprehensive pathology report panel^LN"
     assert (str(order[7]), str(order[22]), str(order[25])) == ("20261126120030+0000", "20261126120030+0000", "P")
-    assert {str(segment[11]) for segment in message.segments("OBX")} == {"P"}
+    for segment in message.segments("OBX"):
+        assert str(segment[11]) == ("P" if str(segment[5]) else "X"), "X is not obtained"
     assert str(message.segment("NTE")[3]) == RESEARCH_ONLY
 
 
@@ -105,6 +108,31 @@ def test_the_answer_and_what_was_found_for_each_question(message, done):
         assert unescaped(str(question[5])) == query["query"]
     assert unescaped(str(found["QUESTION", "1"][5])) == EVIL
     assert done.report["model"]["revision"] in str(message.segment("SFT")[5])
+
+
+def test_the_largest_regions_are_told_with_their_evidence(done, tmp_path, monkeypatch):
+    results = changed(done, tmp_path / "job", weigh)
+    monkeypatch.setattr(hl7v2, "MOST_REGIONS", 3)
+    found = observations(parsed(results, tmp_path))
+    first, second, third = results.report["regions"][:3]
+    groups = {str(segment[5]): group for (code, group), segment in found.items() if code == "REGION"}
+    assert len(groups) == 3 * len(done.spec.queries)
+    areas = [float(str(found["REGION_AREA", f"1.{number}"][5])) for number in (1, 2, 3)]
+    of_first = [region["area_um2"] for region in results.report["regions"] if region["query_index"] == 0]
+    assert areas == sorted(of_first, reverse=True)[:3]
+    at = groups[first["region_id"]]
+    shift, tiles = found["STAIN_SHIFT", at], found["TILES_CONTRADICTING", at]
+    assert (str(shift[2]), str(shift[5]), str(shift[6])[:4], str(shift[7])) == ("NM", "4.125", "{SD}", "0-3.000")
+    assert (str(tiles[2]), str(tiles[5])) == ("SN", "^2^/^7")
+    assert str(found["CHAIN_CONTRADICTIONS", at][5]) == "place, size"
+    assert "own mask" in str(found["WEAK_EVIDENCE", at][5])
+    assert float(str(found["CONFIDENCE", at][5])) == first["confidence"]
+    at = groups[second["region_id"]]
+    for code in ("STAIN_SHIFT", "CHAIN_CONTRADICTIONS", "TILES_CONTRADICTING"):
+        assert (str(found[code, at][5]), str(found[code, at][11])) == ("", "X"), code
+    assert str(found["WEAK_EVIDENCE", at][5]) == "nothing"
+    at = groups[third["region_id"]]
+    assert ("REGION_AREA", at) in found and ("WEAK_EVIDENCE", at) not in found, "as an older report had it"
 
 
 @pytest.mark.parametrize("base", ["", "https://slides.example/api/", "https://slides.example/?a=1&b=2~"])
@@ -135,7 +163,9 @@ def test_nasty_words_stay_in_their_field(done, tmp_path):
     message = parsed(results, tmp_path)
     data = (tmp_path / "message.hl7").read_bytes()
     assert not re.search(rb"[\x00-\x0c\x0e-\x1f]", data), "no frame of MLLP, no other control character"
-    assert [len(message.segments(name)) for name in ("MSH", "PID", "OBR", "OBX")] == [1, 1, 1, 8]
+    assert [len(message.segments(name)) for name in ("MSH", "PID", "OBR", "OBX")] == [
+        1, 1, 1, 8 + 8 * len(done.report["regions"]),
+    ]  # fmt: skip
     found = observations(message)
     assert unescaped(str(found["QUESTION", "1"][5])) == clean_text(NASTY)
     assert unescaped(str(found["CONCLUSION", ""][5])) == f"{clean_text(NASTY)}\n{RESEARCH_ONLY}"

@@ -20,11 +20,13 @@ from typing import Any
 from worker.artifacts import REPORT_HTML
 from worker.exports.job_results import JobResults
 from worker.exports.message import PRODUCT, SPACE, address_of, clean_text, model_words, named_uuid, software_version
+from worker.report_parts import WEAK_WORDS
 
 LOINC = "http://loinc.org"
 UCUM = "http://unitsofmeasure.org"
 ACT_REASON = "http://terminology.hl7.org/CodeSystem/v3-ActReason"
 PARTICIPANT = "http://terminology.hl7.org/CodeSystem/provenance-participant-type"
+ABSENT = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
 URI = "urn:ietf:rfc3986"
 """The system of identifiers that are URIs themselves."""
 
@@ -252,9 +254,48 @@ def _components(region: dict[str, Any]) -> Iterator[dict[str, Any]]:
         "valueQuantity": _quantity(region["perimeter_um"], "µm", "um"),
     }
     yield {"code": {"coding": [_code("place", "Place on the slide")]}, "valueString": region["place"]}
+    if "weak" in region:  # reports of older jobs know less
+        yield _stain(region["stain"])
+        yield from _contradictions(region["contradictions"])
+        yield from _weakness(region["weak"])
     conclusion = clean_text(region["conclusion"])
     if conclusion:
         yield {"code": {"coding": [_code("conclusion", "What the chain concludes")]}, "valueString": conclusion}
+
+
+def _stain(stain: dict[str, Any] | None) -> dict[str, Any]:
+    """How far the region's stain is from those the model was trained on; the limit is the range of reference."""
+    code = {"code": {"coding": [_code("stain-shift", "Distance of the stain from the trained stains")]}}
+    if stain is None:
+        return {**code, "dataAbsentReason": _unknown("The trained stains are not known, or no tile holds tissue")}
+    limit = {"high": _quantity(stain["limit_sd"], "SD", "{SD}"), "text": "Stains the model was trained on"}
+    return {**code, "valueQuantity": _quantity(stain["shift_sd"], "SD", "{SD}"), "referenceRange": [limit]}
+
+
+def _contradictions(against: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """What chains say of masks that the masks contradict: the region's own chain, and the tiles that made it."""
+    own = {"code": {"coding": [_code("chain-contradictions", "What its chain says that its own mask contradicts")]}}
+    tiles = {"code": {"coding": [_code("tiles-contradicting", "Tiles whose masks contradict what is said of them")]}}
+    if against is None:
+        absent = _unknown("Nobody compared chains with masks")
+        yield {**own, "dataAbsentReason": absent}
+        yield {**tiles, "dataAbsentReason": absent}
+        return
+    yield {**own, "valueString": ", ".join(against["chain"]) or "none"}
+    counts = {"numerator": against["contradicted"], "denominator": against["checked"]}
+    yield {**tiles, "valueRatio": {part: _quantity(count, "tiles", "{tiles}") for part, count in counts.items()}}
+
+
+def _weakness(weak: list[str]) -> Iterator[dict[str, Any]]:
+    """What speaks against a region, where anything does."""
+    if weak:
+        found = [_code(f"weak-{name}", WEAK_WORDS[name]) for name in weak]
+        code = {"coding": [_code("weak-evidence", "What speaks against the region")]}
+        yield {"code": code, "valueCodeableConcept": {"coding": found}}
+
+
+def _unknown(why: str) -> dict[str, Any]:
+    return {"coding": [{"system": ABSENT, "code": "unknown", "display": "Unknown"}], "text": why}
 
 
 def _code(code: str, display: str) -> dict[str, str]:

@@ -9,17 +9,23 @@ Source: HL7 v2.5.1, chapters 2 (control), 3 (PID) and 7 (ORU).
 
 from collections.abc import Iterator
 from datetime import UTC
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from worker.exports.job_results import JobResults
 from worker.exports.message import PRODUCT, address_of, clean_text, named_uuid, software_version
+from worker.report_parts import WEAK_WORDS
 
 LOCAL = "99SLR"
 """Coding system of codes that are this product's own; `99` and three letters, as the standard has it."""
 
 PRELIMINARY = "P"
 NOT_OBTAINED = "X"
+MOST_REGIONS = 50
+"""The largest regions of each question that are told one by one; the report has all."""
+
+SQUARE_UM, UNITY, SDS = "um2^square micrometer^UCUM", "1^unity^UCUM", "{SD}^standard deviations^UCUM"
 CONTROL_ID_LENGTH = 20
 BINARY_LENGTH = 20
 FT_LENGTH = 65_536
@@ -116,23 +122,66 @@ def _maker(report: dict[str, Any]) -> dict[int, str]:
 
 
 def _observations(results: JobResults, base_url: str) -> Iterator[dict[int, str]]:
-    """The answer, what was found for each question, and the link. Fields of OBX by their number."""
+    """The answer, what was found for each question, its largest regions, and the link. Fields of OBX by their number.
+
+    The sub-id (OBX-4) groups them: `2` is of the second question, `2.1` of its largest region.
+    """
     report = results.report
     conclusion = escape_text(f"{report['answer']}\n{report['use']}")
     yield {2: "FT", 3: f"CONCLUSION^Answer in words^{LOCAL}", 5: conclusion}
     for query in report["queries"]:
         group = str(query["query_index"] + 1)
         yield {2: "FT", 3: f"QUESTION^Question^{LOCAL}", 4: group, 5: escape_text(query["query"])}
-        area = {2: "NM", 3: f"AREA^Area of all regions^{LOCAL}", 4: group, 6: "um2^square micrometer^UCUM"}
-        count = {2: "NM", 3: f"REGIONS^Number of regions^{LOCAL}", 4: group, 6: "1^unity^UCUM"}
+        area = {2: "NM", 3: f"AREA^Area of all regions^{LOCAL}", 4: group, 6: SQUARE_UM}
+        count = {2: "NM", 3: f"REGIONS^Number of regions^{LOCAL}", 4: group, 6: UNITY}
         if report["coverage"]["looked_at"]:
             yield {**area, 5: f"{query['area_um2']:.3f}"}
             yield {**count, 5: str(query["regions"])}
         else:
             yield {**area, 11: NOT_OBTAINED}
             yield {**count, 11: NOT_OBTAINED}
+        for number, region in enumerate(_largest(report, query["query_index"]), 1):
+            yield from _region(region, f"{group}.{number}")
     link = escape_text(address_of(results.job_id, "report", base_url))
     yield {2: "RP", 3: f"REPORT^Report with pictures^{LOCAL}", 5: f"{link}^{PRODUCT}^TEXT^HTML"}
+
+
+def _largest(report: dict[str, Any], query_index: int) -> list[dict[str, Any]]:
+    """The regions of a question that are told, the largest first."""
+    found = [region for region in report["regions"] if region["query_index"] == query_index]
+    return sorted(found, key=itemgetter("area_um2"), reverse=True)[:MOST_REGIONS]
+
+
+def _region(region: dict[str, Any], group: str) -> Iterator[dict[int, str]]:
+    """A region: its id, measures, and the evidence for and against it. What is not known is `X`, not obtained."""
+    yield {2: "ST", 3: f"REGION^Id of the region^{LOCAL}", 4: group, 5: region["region_id"]}
+    yield _number("REGION_AREA^Area of the region", group, f"{region['area_um2']:.3f}", SQUARE_UM)
+    yield _number("CONFIDENCE^Mean probability inside the region", group, f"{region['confidence']:.4f}", UNITY)
+    agreement = None if region["agreement"] is None else f"{region['agreement']:.4f}"
+    yield _number("AGREEMENT^Agreement of the tiles that saw the region", group, agreement, UNITY)
+    if "weak" not in region:  # reports of older jobs know less
+        return
+    stain, against = region["stain"], region["contradictions"]
+    shift = None if stain is None else f"{stain['shift_sd']:.3f}"
+    shift = _number("STAIN_SHIFT^Distance of the stain from the trained stains", group, shift, SDS)
+    # OBX-7: within this range, stains are like those the model was trained on.
+    yield shift if stain is None else {**shift, 7: f"0-{stain['limit_sd']:.3f}"}
+    chain = {2: "ST", 3: f"CHAIN_CONTRADICTIONS^What its chain says that its own mask contradicts^{LOCAL}", 4: group}
+    tiles = {2: "SN", 3: f"TILES_CONTRADICTING^Tiles whose masks contradict what is said of them^{LOCAL}", 4: group}
+    if against is None:
+        yield from ({**chain, 11: NOT_OBTAINED}, {**tiles, 11: NOT_OBTAINED})
+    else:
+        yield {**chain, 5: escape_text(", ".join(against["chain"]) or "none", ST_LENGTH)}
+        yield {**tiles, 5: f"^{against['contradicted']}^/^{against['checked']}"}
+    weak = ", ".join(WEAK_WORDS[name] for name in region["weak"]) or "nothing"
+    what = f"WEAK_EVIDENCE^What speaks against the region^{LOCAL}"
+    yield {2: "ST", 3: what, 4: group, 5: escape_text(weak, ST_LENGTH)}
+
+
+def _number(code: str, group: str, value: str | None, unit: str) -> dict[int, str]:
+    """An observation of type NM; without a value it says that none was obtained."""
+    fields = {2: "NM", 3: f"{code}^{LOCAL}", 4: group, 6: unit}
+    return {**fields, 11: NOT_OBTAINED} if value is None else {**fields, 5: value}
 
 
 def _segment(name: str, fields: dict[int, str]) -> str:
