@@ -12,15 +12,21 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from worker.errors import NewerArtifacts
 from worker.types import TilePlan, TileRecord
 
 BLOCKS = "blocks"
 ATTEMPTS = "attempts"
 PUBLISHED = "published"
+FORMAT = 1
+"""Of tile records, whose lines say no other. A field that is new needs no new one: readers pass over what they do not
+know. Lines that mean something else carry a higher `format`, which is refused."""
+
+FIELDS = frozenset(field.name for field in fields(TileRecord))
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 """What file systems answer that cannot flush a folder by itself (some network shares); they do it with the files."""
 
@@ -170,13 +176,33 @@ def read_records(job_root: Path, plan: TilePlan) -> Iterator[TileRecord]:
 
     Yields:
         Records; a tile that several blocks saw comes once from each, `owned` by one of them.
+
+    Raises:
+        NewerArtifacts: they are of a format that only a newer version reads.
     """
     for block_key in plan.block_keys:
         path = Path(job_root) / BLOCKS / block_key / "records.jsonl"
         if path.exists():
             with path.open(encoding="utf-8") as lines:
                 for line in lines:
-                    yield TileRecord(**json.loads(line))
+                    yield read_record(line, block_key)
+
+
+def read_record(line: str, block_key: str) -> TileRecord:
+    """The record on one line; what a newer version adds to it is passed over.
+
+    Raises:
+        NewerArtifacts: its format is newer than `FORMAT`; `block_key` says where.
+    """
+    said = json.loads(line)
+    found = said.get("format", FORMAT)
+    if found > FORMAT:
+        raise NewerArtifacts(
+            f"tile records of block {block_key} are of format {found} and this version of SlideReason reads {FORMAT}: "
+            "a newer worker goes on",
+            subject=block_key,
+        )
+    return TileRecord(**{name: value for name, value in said.items() if name in FIELDS})
 
 
 def read_summaries(job_root: Path, plan: TilePlan) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -4,6 +4,8 @@
      ├─ SlideNotFound (FileNotFoundError)     the reference names nothing that exists under the roots
      ├─ SlideForbidden (PermissionError)      the reference leads outside the roots
      ├─ SlideUnreadable (ValueError)          there is a file, but it is not a slide, or it is broken
+     ├─ SlideFetching (RuntimeError)          the slide is on its way from elsewhere; ask again later
+     ├─ SlideFetchFailed (OSError)            the slide could not be fetched from elsewhere; says why
      ├─ MppUnknown (ValueError)               the slide does not say its µm/px; give mpp_override
      ├─ BadRequest (ValueError)               a field's value is not accepted; says what would be
      │   └─ TooLarge                          a limit was passed
@@ -15,6 +17,7 @@
      ├─ JobDismissed (InterruptedError)       the job was cancelled while it ran
      ├─ CoverageTooLow (RuntimeError)         fewer tiles could be looked at than the job's min_coverage
      ├─ StorageAway (OSError)                 artifacts cannot be read or written now; the work waits
+     ├─ NewerArtifacts (RuntimeError)         a newer version wrote what this one cannot read; the work waits for that
      └─ TileFailed (RuntimeError)             a tile could not be read or segmented
 """
 
@@ -53,6 +56,22 @@ class SlideUnreadable(SlideReasonError, ValueError):
     """There is a file, but no reader can open it as a slide."""
 
     code = "slide-unreadable"
+
+
+class SlideFetching(SlideReasonError, RuntimeError):
+    """The slide is on its way from elsewhere; ask again after `retry_after_s`. `subject` is its id."""
+
+    code = "slide-fetching"
+
+    def __init__(self, message: str, *, retry_after_s: int = 2, field: str | None = None, subject: str | None = None):
+        super().__init__(message, field=field, subject=subject)
+        self.retry_after_s = retry_after_s
+
+
+class SlideFetchFailed(SlideReasonError, OSError):
+    """The slide could not be fetched from elsewhere; the message says why, and repeats no address."""
+
+    code = "slide-fetch-failed"
 
 
 class MppUnknown(SlideReasonError, ValueError):
@@ -123,6 +142,12 @@ class StorageAway(SlideReasonError, OSError):
     """Artifacts cannot be read or written now; nothing the data could help."""
 
     code = "storage-away"
+
+
+class NewerArtifacts(SlideReasonError, RuntimeError):
+    """A newer version of SlideReason wrote what this one cannot read: the work is left to a worker of that version."""
+
+    code = "newer-artifacts"
 
 
 class TileFailed(SlideReasonError, RuntimeError):

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from worker import metrics, pipeline, queue, tracing
 from worker.artifacts import Artifacts, JobStore
 from worker.engine import Engine
-from worker.errors import CoverageTooLow, JobDismissed, LeaseLost, SlideReasonError, StorageAway
+from worker.errors import CoverageTooLow, JobDismissed, LeaseLost, NewerArtifacts, SlideReasonError, StorageAway
 from worker.gates import IsolationGate, Slots
 from worker.ledger_units import UnitLedger, Work
 from worker.logs import log_context
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-AWAY = (DBAPIError, RedisError, KombuError, OSError, MemoryError)
-"""Storage, database or broker are away, or the machine is full: nothing the data could help."""
+AWAY = (DBAPIError, RedisError, KombuError, OSError, MemoryError, NewerArtifacts)
+"""Storage, database or broker are away, the machine is full, this version is too old: nothing the data could help."""
 
 BACKOFF_S = 2.0
 MOST_TICKETS = 1000
@@ -260,7 +260,7 @@ class Runner:
         self._on_error(work, error)
         unit = f"{work.kind} {work.key} of job {work.job_id}"
         # What is away is no fault of the data, also where it is named as one of our errors.
-        foreseen = isinstance(error, SlideReasonError) and not isinstance(error, StorageAway)
+        foreseen = isinstance(error, SlideReasonError) and not isinstance(error, (StorageAway, NewerArtifacts))
         away = isinstance(error, AWAY) and not foreseen
         # A plan or a coverage that is refused today is refused tomorrow; a slide may come back.
         final = foreseen and (work.kind in ("plan", "export") or isinstance(error, CoverageTooLow))
