@@ -48,13 +48,14 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-# The stages of the shipped model into runs/, each resumed where it stopped; or one stage by ARGS.
+# The stages of the shipped model into runs/, each resumed where it stopped, then the stains it saw; or a stage by ARGS.
 train: $(READY)
 ifeq ($(ARGS),)
 	$(BIN)/slidereason train lm --out runs/lm
 	$(BIN)/slidereason train pretrain --out runs/pretrain
 	$(BIN)/slidereason train sft --out runs/sft --init runs/lm --init runs/pretrain
 	$(BIN)/slidereason train sft --config model/training/oneshot.json --out runs/oneshot --init runs/sft
+	$(BIN)/python -m model.training.trained_stain runs/oneshot/checkpoint
 else
 	$(BIN)/slidereason train $(ARGS)
 endif

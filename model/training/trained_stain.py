@@ -7,6 +7,7 @@ pictures, whose stain is made up, and scenes of validation and test patients are
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write `stain.json` into a checkpoint's folder.
 
     Returns:
-        0.
+        0; 2 when there is no checkpoint, or no data set to measure, which stderr says.
     """
     parser = argparse.ArgumentParser(prog="python -m model.training.trained_stain", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint; stain.json is written there")
@@ -50,8 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=4000, help="pictures drawn (default: 4000)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     options = parser.parse_args(argv)
-    config = PathChatConfig.from_json(json.loads((options.checkpoint / "config.json").read_text()))
-    known = measure_training(config.tile_px, options.count, options.seed, options.data)
+    try:
+        config = PathChatConfig.from_json(json.loads((options.checkpoint / "config.json").read_text()))
+        known = measure_training(config.tile_px, options.count, options.seed, options.data)
+    except FileNotFoundError as error:
+        print(f"trained_stain: {error}", file=sys.stderr)
+        return 2
     told = json.dumps(known.to_json(), indent=1)
     (options.checkpoint / STAIN_FILE).write_text(f"{told}\n", encoding="utf-8")
     print(told)

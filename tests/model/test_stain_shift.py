@@ -1,6 +1,7 @@
 """How far a stain is from the trained ones: measured on tissue alone, told by the checkpoint, far where it is."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from model.data.stain_shift import (
     tissue_template,
 )
 from model.predictor import CHECKPOINTS
-from model.training.trained_stain import measure_training
+from model.training.trained_stain import main, measure_training
 from tests.made_slides import tissue_picture
 
 
@@ -96,6 +97,22 @@ def test_too_few_pictures_are_refused():
 def test_pooled_by_area_without_a_division_by_nothing():
     assert pooled_template([[0.0] * 6, [4.0] * 6], [1, 3]) == [3.0] * 6
     assert pooled_template([[0.0] * 6, [4.0] * 6], [0, 0]) == [2.0] * 6
+
+
+def test_without_a_checkpoint_or_pictures_it_says_so_and_writes_nothing(tmp_path: Path, capsys):
+    assert main([str(tmp_path / "none")]) == 2
+    (tmp_path / "config.json").write_text((CHECKPOINTS / "tiny" / "config.json").read_text())
+    assert main([str(tmp_path), "--data", str(tmp_path / "empty"), "--count", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "none" in said and "no scenes" in said and not (tmp_path / "stain.json").exists()
+
+
+def test_the_recipe_ends_with_the_stains_of_what_it_trained():
+    """A checkpoint without them says of no region how far its stain is."""
+    recipe = (CHECKPOINTS.parents[1] / "Makefile").read_text().partition("\ntrain:")[2].partition("else")[0]
+    *_, last_stage, measured = recipe.strip().splitlines()
+    trained = re.search(r"--out (\S+)", last_stage).group(1)
+    assert measured.strip() == f"$(BIN)/python -m model.training.trained_stain {trained}/checkpoint"
 
 
 def test_the_shipped_model_says_what_it_was_trained_on():
