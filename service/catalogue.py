@@ -1,4 +1,4 @@
-"""The slides a client may name: files of the configured folders, registered references, uploads."""
+"""The slides a client may name: files of the configured folders, registered references, uploads, what is fetched."""
 
 import os
 import secrets
@@ -6,13 +6,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from service.elsewhere import Elsewhere
+from service.fetch_folder import Fetch
 from service.references import resolve_reference
 from service.settings import Settings
-from worker.errors import BadRequest, MppUnknown, QueueFull, SlideNotFound
+from service.sources import file_of, is_elsewhere, name_of
+from worker.errors import BadRequest, MppUnknown, QueueFull, SlideFetchFailed, SlideFetching, SlideNotFound
 from worker.ledger import Ledger
 from worker.outlines import Polygons, read_mask_picture
 from worker.slide_process import inspect_slide
@@ -34,6 +37,8 @@ class SlideEntry:
     Attributes:
         slide_id: opaque. path: resolved; never leaves the service.
         origin: `folder`, `reference` or `upload`. name: what a client called it. info: None until somebody opened it.
+        elsewhere, fetch: of a slide that lies elsewhere its reference, which is shown to nobody, and how its fetch
+            stands.
     """
 
     slide_id: str
@@ -41,6 +46,8 @@ class SlideEntry:
     origin: str
     name: str | None
     info: SlideInfo | None
+    elsewhere: str | None = field(default=None, repr=False)
+    fetch: Fetch | None = None
 
 
 class Catalogue:
@@ -51,6 +58,7 @@ class Catalogue:
         self.settings = settings
         self.roots: Sequence[Path] = settings.slides
         self.uploads = settings.data / "uploads"
+        self.elsewhere = Elsewhere(ledger, settings, self.inspect, self._know)
         self._slots = threading.BoundedSemaphore(settings.slide_checks)
         self._lock = threading.Lock()
         self._scanned = float("-inf")
@@ -59,9 +67,13 @@ class Catalogue:
     def register(self, reference: str, name: str | None = None) -> tuple[SlideEntry, bool]:
         """Give the slide of a reference an id; returns the entry and whether it is new.
 
+        One that lies elsewhere is fetched in the background, also where that failed before: see the entry's `fetch`.
+
         Raises:
             SlideForbidden, SlideNotFound, SlideUnreadable, BadRequest: as `resolve_reference`, or it is no slide.
         """
+        if is_elsewhere(reference):
+            return self.look(self.elsewhere.ask(reference, name, again=True)), False
         path = resolve_reference(reference, self.roots)
         info = self.inspect(path)
         with self._lock:
@@ -83,9 +95,15 @@ class Catalogue:
 
         Raises:
             SlideNotFound, SlideForbidden, SlideUnreadable, BadRequest: it names no slide here.
+            SlideFetching, SlideFetchFailed: it lies elsewhere and is not here yet; a fetch is on its way, or failed.
         """
         if is_slide_id(slide):
+            entry = self._entry(slide)
+            if entry.fetch is not None and entry.fetch.state != "here":
+                self.elsewhere.ask(entry.elsewhere)
             return self.entry(slide)
+        if is_elsewhere(slide):
+            return self.entry(self.elsewhere.ask(slide))
         return self.register(slide)[0]
 
     def entry(self, slide_id: str) -> SlideEntry:
@@ -93,9 +111,24 @@ class Catalogue:
 
         Raises:
             SlideNotFound: no such id, or its file has gone (or its folder is not configured any more).
+            SlideFetching, SlideFetchFailed: it lies elsewhere and is not here yet.
         """
-        entry = self._entry(slide_id)
-        roots = (*self.roots, self.uploads.resolve())
+        return self._present(self._entry(slide_id, asked=True))
+
+    def look(self, slide_id: str) -> SlideEntry:
+        """The slide with this id, opened; one that lies elsewhere and is not here as it is.
+
+        Raises:
+            SlideNotFound, SlideUnreadable, QueueFull: as `entry` and `inspect`.
+        """
+        entry = self._entry(slide_id, asked=True)
+        away = entry.fetch is not None and entry.fetch.state != "here"
+        return entry if away else self.details(self._present(entry))
+
+    def _present(self, entry: SlideEntry) -> SlideEntry:
+        if entry.fetch is not None and entry.fetch.state != "here":
+            raise entry.fetch.refusal(entry.slide_id)
+        roots = (*self.roots, self.uploads.resolve(), self.elsewhere.folder.path)
         try:
             if resolve_reference(str(entry.path), roots) == entry.path:
                 return entry
@@ -107,7 +140,7 @@ class Catalogue:
         """The same entry, opened."""
         info = self.inspect(entry.path)
         if info != entry.info:
-            self._save(entry.slide_id, entry.path, entry.origin, entry.name, info)
+            self._save(entry.slide_id, entry.elsewhere or entry.path, entry.origin, entry.name, info)
         return replace(entry, info=info)
 
     def inspect(self, path: Path) -> SlideInfo:
@@ -177,8 +210,10 @@ class Catalogue:
             if len(found) == limit:
                 return found, found[-1].slide_id
             try:
-                found.append(self.entry(row.slide_id))
-            except SlideNotFound:
+                found.append(self._present(self._entry(row.slide_id)))
+            except SlideFetching:
+                found.append(self._entry(row.slide_id))
+            except (SlideNotFound, SlideFetchFailed):
                 continue
         return found, None
 
@@ -196,21 +231,34 @@ class Catalogue:
     def _ids(self) -> dict[str, str]:
         return {row.reference: row.slide_id for row in self.ledger.slides()}
 
-    def _save(self, slide_id: str, path: Path, origin: str, name: str | None, info: SlideInfo | None) -> None:
+    def _save(self, slide_id: str, path: Path | str, origin: str, name: str | None, info: SlideInfo | None) -> None:
         details = {"origin": origin, "name": name, "info": asdict(info) if info else None}
         self.ledger.register_slide(slide_id, str(path), details)
 
-    def _entry(self, slide_id: str) -> SlideEntry:
+    def _entry(self, slide_id: str, asked: bool = False) -> SlideEntry:
         try:
             row = self.ledger.slide(slide_id)
         except SlideNotFound:
             raise SlideNotFound("no slide has this id; GET /v1/slides lists what there is", field="slide") from None
         info = row.details.get("info")
         name = row.details.get("name")
+        info, origin = _info(info) if info else None, row.details.get("origin", "reference")
+        if is_elsewhere(row.reference):
+            if asked:
+                self.elsewhere.folder.touch(slide_id)
+            fetch = self.elsewhere.folder.look(slide_id)
+            path = fetch.path or self.elsewhere.folder.path / slide_id / file_of(row.reference)
+            if name is None and self.settings.slide_names:
+                name = name_of(row.reference)
+            return SlideEntry(slide_id, path, origin, name, info, row.reference, fetch)
         path = Path(row.reference)
         if name is None and self.settings.slide_names:
             name = path.name
-        return SlideEntry(slide_id, path, row.details.get("origin", "reference"), name, _info(info) if info else None)
+        return SlideEntry(slide_id, path, origin, name, info)
+
+    def _know(self, path: Path, info: SlideInfo) -> None:
+        """What was found out of a slide before it came to lie there."""
+        self._known[self._fingerprint(path)] = info
 
     @staticmethod
     def _fingerprint(path: Path) -> tuple[str, int, int]:

@@ -8,7 +8,8 @@
     job.save_export("csv", "regions.csv")
 
 It needs nothing but Python, so this file may be copied by itself. Where the service asks for patience (429, 503,
-Retry-After) it waits; every question carries an Idempotency-Key, so that one whose answer was lost makes no second job.
+Retry-After, a slide that is being fetched) it waits; every question carries an Idempotency-Key, so that one whose
+answer was lost makes no second job.
 Research use only.
 """
 
@@ -36,13 +37,15 @@ class ProblemError(Exception):
 
     Attributes:
         status: HTTP status. code: stable, for programs. detail: for people. field: the input at fault, or None.
+        retry_after_s: when to come back, where the service said so.
     """
 
-    def __init__(self, status: int, problem: Mapping[str, Any]):
+    def __init__(self, status: int, problem: Mapping[str, Any], retry_after_s: float = 1.0):
         self.status = status
         self.code = str(problem.get("code", "unknown"))
         self.detail = str(problem.get("detail", ""))
         self.field = problem.get("field")
+        self.retry_after_s = retry_after_s
         super().__init__(f"{self.code} ({self.field}): {self.detail}" if self.field else f"{self.code}: {self.detail}")
 
 
@@ -62,14 +65,16 @@ class Client:
         headers: sent with every request, for what a proxy wants.
         timeout_s: of one answer.
         patience_s: how long a service that is full or away is asked again.
+        fetch_patience_s: how long a slide that the service fetches from elsewhere is waited for.
     """
 
     def __init__(
-        self, url: str, headers: Mapping[str, str] | None = None, timeout_s: float = 60.0, patience_s: float = 300.0
-    ):
+        self, url: str, headers: Mapping[str, str] | None = None, timeout_s: float = 60.0, patience_s: float = 300.0,
+        fetch_patience_s: float = 3600.0,
+    ):  # fmt: skip
         self.url = url.rstrip("/") + "/"
         self.headers = dict(headers or {})
-        self.timeout_s, self.patience_s = timeout_s, patience_s
+        self.timeout_s, self.patience_s, self.fetch_patience_s = timeout_s, patience_s, fetch_patience_s
 
     def slides(self) -> Iterator[dict[str, Any]]:
         """The slides that can be asked about."""
@@ -93,6 +98,37 @@ class Client:
             with self._open("v1/slides", body, headers, patient=False) as answer:
                 return json.load(answer)
 
+    def register(self, reference: str, name: str | None = None) -> dict[str, Any]:
+        """Name a slide that lies under a slide folder or elsewhere; waits until the service has it.
+
+        Args:
+            reference: `file:`, `https:`, `s3:` or `dicomweb:`.
+            name: to show in lists; no patient data, please.
+
+        Raises:
+            ProblemError: refused, or it could not be fetched; says why.
+            TimeoutError: it is still being fetched after `fetch_patience_s`.
+        """
+        body = json.dumps({"reference": reference} | ({"name": name} if name else {})).encode()
+        end, slide_id = time.monotonic() + self.fetch_patience_s, None
+        while True:
+            if slide_id is None:
+                answer = self._open("v1/slides", body, {"Content-Type": FORMS["json"]})
+            else:
+                answer = self._open(f"v1/slides/{quote(slide_id, safe='')}")
+            with answer:
+                entry, wait_s = json.load(answer), _seconds(answer.headers.get("Retry-After"), 1.0)
+            fetch = entry.get("fetch") or {"state": "here"}
+            if fetch["state"] == "here":
+                return entry
+            if fetch["state"] == "failed":
+                raise ProblemError(422, {"code": "slide-fetch-failed", "field": "slide", "detail": fetch["detail"]})
+            # `away`: whoever fetched it is gone, so name it anew
+            slide_id = entry["slide_id"] if fetch["state"] == "fetching" else None
+            if time.monotonic() + wait_s > end:
+                raise TimeoutError(f"the slide is still being fetched after {self.fetch_patience_s:g} s")
+            time.sleep(wait_s)
+
     def ask(
         self, slide: str, query: str | Sequence[str] | None = None, idempotency_key: str | None = None,
         callback_url: str | None = None, **fields: Any,
@@ -100,7 +136,8 @@ class Client:
         """Ask about a slide.
 
         Args:
-            slide: its id, or its name under one of the service's slide folders.
+            slide: its id, its name under one of the service's slide folders, or where it lies elsewhere; while it is
+                fetched from there, this waits.
             query: a question, or several that one pass over the tiles serves.
             idempotency_key: the same key with the same question is the same job; None draws one.
             callback_url: where a signed webhook is sent when the job has ended, if the service sends any.
@@ -113,8 +150,15 @@ class Client:
         told = {"callback_url": callback_url} if callback_url else {}
         body = json.dumps({"slide": slide, **question, **told, **fields}).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key or secrets.token_hex(16)}
-        with self._open("v1/jobs", body, headers) as answer:
-            return Job(self, json.load(answer))
+        end = time.monotonic() + self.fetch_patience_s
+        while True:
+            try:
+                with self._open("v1/jobs", body, headers) as answer:
+                    return Job(self, json.load(answer))
+            except ProblemError as problem:
+                if problem.code != "slide-fetching" or time.monotonic() + problem.retry_after_s > end:
+                    raise
+                time.sleep(problem.retry_after_s)
 
     def job(self, job_id: str) -> "Job":
         """A job by its id."""
@@ -333,8 +377,9 @@ def _keep(answer: HTTPResponse, target: Path) -> Path:
 
 
 def _problem(error: HTTPError) -> ProblemError:
+    wait_s = _seconds(error.headers.get("Retry-After"), 1.0)
     try:
-        return ProblemError(error.code, json.load(error))
+        return ProblemError(error.code, json.load(error), wait_s)
     except ValueError:
         return ProblemError(error.code, {"code": f"http-{error.code}", "detail": str(error.reason)})
 

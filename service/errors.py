@@ -31,6 +31,8 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (errors.SlideNotFound, 404),
     (errors.SlideForbidden, 403),
     (errors.SlideUnreadable, 422),
+    (errors.SlideFetching, 409),
+    (errors.SlideFetchFailed, 422),
     (errors.MppUnknown, 422),
     (errors.TooLarge, 413),
     (errors.BadRequest, 422),
@@ -134,13 +136,15 @@ def problem_of(error: errors.SlideReasonError) -> Problem:
         if isinstance(error, kind):
             if status in (403, 404) and (error.field or "").startswith("exemplar."):
                 status = 422  # the job's own slide is what a request is about; an exemplar is a field of it
-            headers = {}
-            if isinstance(error, errors.QueueFull):
+            headers, more = {}, {}
+            if isinstance(error, (errors.SlideFetching, errors.SlideFetchFailed)):
+                more["slide_id"] = error.subject
+            if isinstance(error, (errors.QueueFull, errors.SlideFetching)):
                 headers["Retry-After"] = str(error.retry_after_s)
             if isinstance(error, errors.StorageAway):
                 log.warning("the storage is away: %s", error)
                 return away("storage")
-            return Problem(status, error.code, error.message, field=error.field, headers=headers)
+            return Problem(status, error.code, error.message, field=error.field, headers=headers, **more)
     log.error("unexpected domain error", exc_info=error)
     return Problem(500, "internal", "the server failed; the error has been logged")
 

@@ -52,8 +52,14 @@ SLIDE_DOCUMENT = {
     "slide_id": SLIDE, "name": "CMU-1-Small-Region.svs", "format": "svs", "size_bytes": 1938955, "origin": "folder",
     "width_px0": 2220, "height_px0": 2967, "level_dimensions": [[2220, 2967]], "level_downsamples": [1.0],
     "mpp_x": 0.499, "mpp_y": 0.499, "mpp_source": "openslide.mpp", "objective_power": 20.0, "vendor": "aperio",
-    "bounds_px0": None, "content_hash": None,
+    "bounds_px0": None, "content_hash": None, "fetch": None,
     "links": [link(f"/v1/slides/{SLIDE}", "self", JSON, "Slide")],
+}  # fmt: skip
+FETCHING = SLIDE_DOCUMENT | {
+    "name": None, "format": "svs", "size_bytes": 0, "origin": "reference", "width_px0": None, "height_px0": None,
+    "level_dimensions": None, "level_downsamples": None, "mpp_x": None, "mpp_y": None, "mpp_source": None,
+    "objective_power": None, "vendor": None,
+    "fetch": {"state": "fetching", "bytes_done": 734003200, "bytes_total": 2147483648, "detail": None},
 }  # fmt: skip
 FEATURE = {
     "type": "Feature", "id": REGION, "geometry": OUTLINE,
@@ -183,6 +189,9 @@ ANSWERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Call → media type → what a good answer looks like."""
 
+LATER_ANSWERS: dict[str, dict[str, Any]] = {"POST /v1/slides": {JSON: FETCHING}}
+"""The same of a 202 that differs from the good answer."""
+
 
 def add_examples(api: dict[str, Any]) -> None:
     """Put the examples into an OpenAPI document, in place.
@@ -202,7 +211,8 @@ def add_examples(api: dict[str, Any]) -> None:
                 operation["requestBody"]["content"][kind]["example"] = example
             for code, answer in operation["responses"].items():
                 if code in ("200", "201") or (code == "202" and method == "post"):
-                    _show(answer.setdefault("content", {}), ANSWERS.get(call, {}))
+                    later = LATER_ANSWERS.get(call) if code == "202" else None
+                    _show(answer.setdefault("content", {}), later or ANSWERS.get(call, {}))
                 elif "application/problem+json" in answer.get("content", {}):
                     answer["content"]["application/problem+json"].setdefault("example", PROBLEM)
 

@@ -90,7 +90,8 @@ class Rooms:
         )
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Let go of connections, and end what is being fetched."""
+        self.catalogue.elsewhere.close()
         self.provisional.close()
         self.broker.close()
         self.artifacts.close()

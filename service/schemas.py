@@ -14,7 +14,9 @@ Reference = Annotated[
     Field(
         min_length=1,
         max_length=4096,
-        description="A slide_id, or a `file:` reference or path under one of the slide folders",
+        description="A slide_id; a `file:` reference or path under one of the slide folders; or, where the operator "
+        "allows it, `https://host/slide.svs`, `s3://bucket/slide.svs`, `s3://bucket/folder/`, or "
+        "`dicomweb:https://host/dicom-web/studies/{uid}/series/{uid}`",
         examples=["file:CMU-1-Small-Region.svs"],
     ),
 ]
@@ -156,7 +158,7 @@ def readable(text: str) -> str:
 
 
 class SlideRequest(Request):
-    """Register a slide that already lies under one of the slide folders."""
+    """Register a slide that lies under one of the slide folders, or have one fetched that lies elsewhere."""
 
     reference: Reference
     name: str | None = Field(
@@ -171,6 +173,19 @@ class Link(Answer):
     rel: str
     type: str
     title: str
+
+
+class SlideFetch(Answer):
+    """How the fetch of a slide that lies elsewhere stands.
+
+    `away` is neither here nor on its way: nobody asked for it for long, or its gateway was lost. A job or a POST of its
+    reference fetches it again.
+    """
+
+    state: Literal["fetching", "here", "failed", "away"]
+    bytes_done: int = Field(description="Of what is being fetched")
+    bytes_total: int | None = Field(description="Of it, where its server says")
+    detail: str | None = Field(description="Why it failed")
 
 
 class Slide(Answer):
@@ -192,6 +207,7 @@ class Slide(Answer):
     vendor: str | None = None
     bounds_px0: tuple[int, int, int, int] | None = None
     content_hash: str | None = None
+    fetch: SlideFetch | None = Field(None, description="Of a slide that lies elsewhere; null for those on our disks")
     links: list[Link]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.sources import Sources, read_place
 from worker.deliveries_webhook import read_secret
 from worker.destinations import read_callbacks, read_endpoint
 from worker.outbound import Outbound
@@ -93,15 +94,35 @@ class Settings(BaseSettings):
     """What webhooks are signed with, `whsec_` and 24 to 64 bytes in base64; None: no job may name a `callback_url`."""
     dicomweb_url: str = ""
     """Root of the archive that results may be pushed to by STOW-RS; empty: none."""
+    dicomweb_token: SecretStr | None = None
+    """Bearer token for that archive, sent when a series is fetched from it; None: none."""
     fhir_url: str = ""
     """Base address of the FHIR server that results may be pushed to; empty: none."""
+
+    slide_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts that slides may be fetched from by https: names, `*.name` for all below, `*`; comma-separated."""
+    slide_inside_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts (`host` or `host:port`) of the own network to fetch from too, by http or https; comma-separated."""
+    slide_places: Annotated[tuple[str, ...], NoDecode] = ()
+    """`s3://bucket/prefix` below which slides may be fetched; comma-separated."""
+    fetches: int = Field(2, ge=1, le=64)
+    """Slides fetched at once by this process."""
+    max_fetch_bytes: int | None = Field(None, ge=1)
+    """Largest fetched slide; None is as `max_upload_bytes`."""
+    fetch_stall_s: float = Field(60.0, gt=0)
+    """A fetch that brings less than 64 KiB in so long is given up."""
+    fetched_days: float = Field(7.0, ge=1)
+    """A fetched slide that nobody asked for in so long, and no open job uses, makes room for others."""
 
     @field_validator("slides", mode="before")
     @classmethod
     def _split_folders(cls, value: Any) -> Any:
         return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
 
-    @field_validator("cors_origins", "allowed_hosts", "callback_hosts", "callback_inside_hosts", mode="before")
+    @field_validator(
+        "cors_origins", "allowed_hosts", "callback_hosts", "callback_inside_hosts", "slide_hosts",
+        "slide_inside_hosts", "slide_places", mode="before",
+    )  # fmt: skip
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -131,6 +152,13 @@ class Settings(BaseSettings):
     @classmethod
     def _is_an_address(cls, value: str, about: ValidationInfo) -> str:
         read_endpoint(value, "", str(about.field_name))
+        return value
+
+    @field_validator("slide_places")
+    @classmethod
+    def _are_places(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for place in value:
+            read_place(place)
         return value
 
     @field_validator("log_level", mode="before")
@@ -163,6 +191,16 @@ class Settings(BaseSettings):
     def callbacks(self) -> Outbound:
         """Which addresses clients may have called."""
         return read_callbacks(self.callback_hosts, self.callback_inside_hosts)
+
+    @property
+    def sources(self) -> Sources:
+        """Where slides may be fetched from."""
+        token = "" if self.dicomweb_token is None else self.dicomweb_token.get_secret_value()
+        return Sources(
+            outbound=read_callbacks(self.slide_hosts, self.slide_inside_hosts),
+            places=tuple(map(read_place, self.slide_places)),
+            archive=read_endpoint(self.dicomweb_url, token, "dicomweb_url"),
+        )
 
     @property
     def of_deliveries(self) -> dict[str, str]:

@@ -61,13 +61,7 @@ class S3Artifacts:
         self.bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
         if not self.bucket or not url.startswith("s3://"):
             raise BadRequest(f"artifacts {url}: give s3://bucket/prefix", field="artifacts")
-        self.endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in TRUE
-        if (self.endpoint or "").startswith("http://") and not allow_http:
-            raise BadRequest(
-                f"AWS_ENDPOINT_URL {self.endpoint} is plain http; give https://, or set AWS_ALLOW_HTTP=true",
-                field="AWS_ALLOW_HTTP",
-            )
+        self.endpoint, allow_http = read_endpoint()
         place: dict[str, Any] = {"prefix": prefix or None}
         self.store = S3Store(
             self.bucket, **place, retry_config=RETRY, client_options={**CLIENT, "allow_http": allow_http}
@@ -310,6 +304,22 @@ class S3Reader:
         """See `JobReader`."""
         for entry in self._artifacts.listed((self._base + prefix).rstrip("/")):
             yield entry["path"].removeprefix(self._base), entry["size"], _tag_of(entry)
+
+
+def read_endpoint() -> tuple[str | None, bool]:
+    """The store's address by the environment (None is AWS), and whether it may be plain http.
+
+    Raises:
+        BadRequest: it is plain http and that was not allowed.
+    """
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in TRUE
+    if (endpoint or "").startswith("http://") and not allow_http:
+        raise BadRequest(
+            f"AWS_ENDPOINT_URL {endpoint} is plain http; give https://, or set AWS_ALLOW_HTTP=true",
+            field="AWS_ALLOW_HTTP",
+        )
+    return endpoint, allow_http
 
 
 def _tag_of(entry: Mapping[str, Any]) -> str:

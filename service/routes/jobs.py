@@ -44,7 +44,7 @@ JobId = Annotated[str, Path(max_length=100)]
 REFUSALS = {
     403: "The slide lies outside the slide folders",
     404: "No such slide",
-    409: "Idempotency-Key came before with another body",
+    409: "Idempotency-Key came before with another body; or the slide is being fetched, see Retry-After",
     413: "Body or roi too large",
     415: "Not JSON",
     422: "A field is not accepted; the answer names it",

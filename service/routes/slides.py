@@ -17,7 +17,7 @@ from service.catalogue import SlideEntry
 from service.errors import Problem
 from service.limits import JSON, MULTIPART
 from service.rooms import In
-from service.schemas import Link, Slide, SlideList, SlideRequest
+from service.schemas import Link, Slide, SlideFetch, SlideList, SlideRequest
 from service.uploads import receive_upload
 from worker.errors import SlideReasonError
 from worker.zarr_head import zarr_mark
@@ -59,9 +59,14 @@ def list_slides(
 
 
 @router.get("/v1/slides/{slide_id}", summary="Size, levels, resolution and its source, vendor, bounds")
-def show_slide(rooms: In, slide_id: Annotated[str, InPath(max_length=100)]) -> Slide:
-    """Opens the slide in a child process when that has not happened yet."""
-    return shown(rooms.catalogue.details(rooms.catalogue.entry(slide_id)))
+def show_slide(rooms: In, response: Response, slide_id: Annotated[str, InPath(max_length=100)]) -> Slide:
+    """Opens the slide in a child process when that has not happened yet.
+
+    While it is fetched from elsewhere, `fetch` tells how far that is, and `Retry-After` when to ask again.
+    """
+    entry = rooms.catalogue.look(slide_id)
+    _ask_back(entry, response)
+    return shown(entry)
 
 
 @router.post(
@@ -70,11 +75,16 @@ def show_slide(rooms: In, slide_id: Annotated[str, InPath(max_length=100)]) -> S
     summary="Register a reference, or upload a slide",
     openapi_extra=BODY,
     response_model=Slide,
+    responses={
+        200: {"model": Slide, "description": "It was known, and is here"},
+        202: {"model": Slide, "description": "It is being fetched from elsewhere; `Location` tells how far"},
+    },
 )
 async def add_slide(rooms: In, request: Request, response: Response) -> Slide:
     """JSON registers a `file:` reference under a slide folder (200 when it was known); multipart uploads.
 
-    The slide is opened in a child process first; what is no slide is not kept.
+    A slide behind `https:`, `s3:` or `dicomweb:` is fetched in the background: 202 with `Retry-After` until it is
+    here, then 200. The slide is opened in a child process first; what is no slide is not kept.
     """
     if request.headers.get("content-type", "").lower().startswith(MULTIPART):
         entry = await _upload(rooms, request)
@@ -88,8 +98,18 @@ async def _register(rooms: In, request: Request, response: Response) -> SlideEnt
     wanted = _parse(await request.body())
     entry, created = await run_in_threadpool(rooms.catalogue.register, wanted.reference, wanted.name)
     if not created:
-        response.status_code = 200
+        response.status_code = 202 if _ask_back(entry, response) else 200
     return entry
+
+
+def _ask_back(entry: SlideEntry, response: Response) -> bool:
+    """Whether the slide is not here yet; then the answer says when to ask again."""
+    if entry.fetch is None or entry.fetch.state == "here":
+        return False
+    response.headers["Cache-Control"] = "no-store"
+    if entry.fetch.state == "fetching":
+        response.headers["Retry-After"] = str(entry.fetch.retry_after_s)
+    return True
 
 
 async def _upload(rooms: In, request: Request) -> SlideEntry:
@@ -127,12 +147,22 @@ def shown(entry: SlideEntry) -> Slide:
         format=_format(entry),
         size_bytes=_size_bytes(entry),
         origin=entry.origin,
+        fetch=_fetch_of(entry),
         links=[
             here,
             Link(href="/v1/jobs", rel="http://www.opengis.net/def/rel/ogc/1.0/execute", type=JSON, title="Ask"),
         ],
         **known,
     )
+
+
+def _fetch_of(entry: SlideEntry) -> SlideFetch | None:
+    if entry.fetch is None:
+        return None
+    fetch, here = entry.fetch, entry.fetch.state == "here"
+    done = _size_bytes(entry) if here else fetch.bytes_done
+    total = done if here else fetch.bytes_total
+    return SlideFetch(state=fetch.state, bytes_done=done, bytes_total=total, detail=fetch.detail)
 
 
 _SHOWN = (

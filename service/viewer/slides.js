@@ -44,7 +44,8 @@ export class Library {
     const picture = el("img", { alt: "", loading: "lazy", decoding: "async", width: 320, height: 240 });
     const frame = el("span", { class: "picture" }, picture);
     picture.addEventListener("error", () => {
-      frame.replaceChildren(el("span", { class: "soft small", text: "cannot be read" }));
+      const coming = slide.fetch && slide.fetch.state === "fetching";
+      frame.replaceChildren(el("span", { class: "soft small", text: coming ? "being fetched" : "cannot be read" }));
       frame.classList.add("unreadable");
     });
     picture.src = `/v1/slides/${slide.slide_id}/thumbnail.jpeg?size=480`;
