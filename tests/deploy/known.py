@@ -16,8 +16,19 @@ PLACEHOLDERS = {
     "SLIDEREASON_DATABASE_URL": "postgresql+psycopg://name@postgres/slidereason",
     "AWS_ACCESS_KEY_ID": "name",
     "AWS_SECRET_ACCESS_KEY": "word",
+    "SLIDEREASON_WEBHOOK_SECRET": "whsec_" + "A" * 32,
+    "SLIDEREASON_DICOMWEB_TOKEN": "t0ken",
 }
 """What the Secret of deploy/secret.env.example holds."""
+
+WORKER_PLACEHOLDERS = {"SLIDEREASON_FHIR_TOKEN": "t0ken"}
+"""What the Secret of deploy/worker-secret.env.example holds, which workers alone read."""
+
+COMPOSE_ONLY = {"SLIDEREASON_VERSION"}
+"""Variables of docker-compose.yml itself: the tag of the images."""
+
+FILES = ("docker-compose.yml", "docker-compose.gpu.yml", "docker-compose.deliver.yml")
+"""Of Compose; the later ones go on top of the first."""
 
 
 def gateway_settings() -> set[str]:
@@ -33,6 +44,33 @@ def worker_settings() -> set[str]:
 
     fields = {name for name, kind in WorkerSettings.__annotations__.items() if kind in (str, int, float)}
     return {f"SLIDEREASON_{name.upper()}" for name in fields} | set(ALIASES.values())
+
+
+def delivery_settings() -> tuple[set[str], set[str]]:
+    """Variables about deliveries: (those that a gateway reads, those that a worker does)."""
+    from worker.worker_main import DELIVERING
+
+    of_worker = {f"SLIDEREASON_{name.upper()}" for name in DELIVERING}
+    return of_worker & gateway_settings(), of_worker
+
+
+def secret_settings() -> set[str]:
+    """Variables that are shown nowhere."""
+    from dataclasses import fields
+
+    from worker.worker_main import WorkerSettings
+
+    return {f"SLIDEREASON_{field.name.upper()}" for field in fields(WorkerSettings) if not field.repr}
+
+
+def named_in_code() -> set[str]:
+    """Every variable of ours that any Python file outside the tests names, and every setting."""
+    text = "".join(
+        path.read_text(encoding="utf-8")
+        for package in ("service", "worker", "model", "deploy")
+        for path in (REPOSITORY / package).rglob("*.py")
+    )
+    return set(re.findall(r"\bSLIDEREASON_[A-Z0-9_]+", text)) | gateway_settings() | worker_settings()
 
 
 def unknown(environment: Mapping[str, str], settings: set[str]) -> list[str]:

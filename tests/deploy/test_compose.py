@@ -10,11 +10,14 @@ import yaml
 
 from tests.deploy.known import (
     DEPLOY,
+    FILES,
     REPOSITORY,
+    delivery_settings,
     gateway_settings,
     read_env_file,
     read_gateway,
     read_worker,
+    secret_settings,
     unknown,
     worker_settings,
 )
@@ -64,7 +67,7 @@ def composed() -> dict[str, Any]:
     return filled(raw(), {name: value or f"my-{name.lower()}" for name, value in example.items()})
 
 
-@pytest.mark.parametrize("name", ["docker-compose.yml", "docker-compose.gpu.yml"])
+@pytest.mark.parametrize("name", FILES)
 def test_every_key_is_one_of_the_specification(name: str) -> None:
     file = raw(name)
     assert {key for key in file if not key.startswith("x-")} <= {"name", "services", "networks", "volumes"}
@@ -75,7 +78,7 @@ def test_every_key_is_one_of_the_specification(name: str) -> None:
 
 
 def test_an_env_from_the_example_is_enough_and_has_nothing_more(composed: dict[str, Any]) -> None:
-    text = "".join((REPOSITORY / name).read_text() for name in ("docker-compose.yml", "docker-compose.gpu.yml"))
+    text = "".join((REPOSITORY / name).read_text() for name in FILES)
     used = {name: (kind or "") for name, kind, _ in VARIABLE.findall(text) if name}
     example = (DEPLOY / "compose.env.example").read_text()
     required = {name for name, kind in used.items() if "?" in kind}
@@ -160,6 +163,32 @@ def test_a_worker_accepts_its_settings_and_has_time_to_drain(composed: dict[str,
     both = [composed["services"][name]["environment"] for name in OWN]
     for name in ("BROKER_URL", "DATABASE_URL", "ARTIFACTS", "MODEL"):
         assert len({environment[f"SLIDEREASON_{name}"] for environment in both}) == 1, name
+
+
+def test_each_part_is_given_the_settings_of_deliveries_that_it_reads() -> None:
+    """What the operator sets in .env reaches gateway and worker alike, and each gets what it reads."""
+    given = {name: f"as-set-{name.lower()}" for name in delivery_settings()[1]}
+    example = read_env_file(DEPLOY / "compose.env.example")
+    services = filled(raw(), {**{name: "set" for name in example}, **given})["services"]
+    for part, wanted in zip(OWN, delivery_settings(), strict=True):
+        environment = services[part]["environment"]
+        assert {name: environment[name] for name in wanted} == {name: given[name] for name in wanted}, part
+    assert not services["gateway"]["environment"].keys() & (delivery_settings()[1] - delivery_settings()[0])
+    text = (DEPLOY / "compose.env.example").read_text()
+    assert set(given) <= set(re.findall(r"^#(SLIDEREASON_\w+)=", text, re.MULTILINE))
+
+
+def test_no_secret_of_deliveries_stands_in_the_files() -> None:
+    defaults = filled(raw(), dict.fromkeys(read_env_file(DEPLOY / "compose.env.example"), "set"))["services"]
+    for part in OWN:
+        known = secret_settings() & defaults[part]["environment"].keys()
+        assert known and all(defaults[part]["environment"][name] == "" for name in known)
+
+
+def test_a_worker_reaches_the_outside_with_the_file_for_deliveries_only(composed: dict[str, Any]) -> None:
+    over = filled(raw("docker-compose.deliver.yml"), {})["services"]
+    assert over == {"worker": {"networks": ["inside", "outside"]}}
+    assert composed["services"]["worker"]["networks"] == ["inside"]
 
 
 def test_the_gpu_file_changes_the_worker_only(composed: dict[str, Any]) -> None:

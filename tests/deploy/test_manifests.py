@@ -13,20 +13,31 @@ import pytest
 import yaml
 
 from tests.deploy.known import (
+    COMPOSE_ONLY,
     DEPLOY,
+    FILES,
     PLACEHOLDERS,
+    REPOSITORY,
+    WORKER_PLACEHOLDERS,
+    delivery_settings,
     gateway_settings,
     metric_names,
     metrics_in,
+    named_in_code,
     read_env_file,
     read_gateway,
     read_worker,
+    secret_settings,
     unknown,
     worker_settings,
 )
 
 OVERLAYS = ("cpu", "gpu")
-SECRET = "slidereason"
+SECRETS = {
+    "slidereason": ({}, PLACEHOLDERS),
+    "slidereason-worker": ({"optional": True}, WORKER_PLACEHOLDERS),
+}
+"""By name: how a container refers to it, and what it holds."""
 WITHOUT_SCHEMA = {"ScaledObject"}
 MAPPING = dict[str, Any]
 
@@ -66,15 +77,17 @@ def pods(objects: tuple[MAPPING, ...]) -> Iterator[tuple[str, MAPPING]]:
 
 
 def environment_of(objects: tuple[MAPPING, ...], name: str) -> dict[str, str]:
-    """What the container of a deployment finds in its environment; the Secret's part are placeholders."""
+    """What the container of a deployment finds in its environment; the Secrets' part are placeholders."""
     (container,) = find(objects, "Deployment", name)["spec"]["template"]["spec"]["containers"]
     found: dict[str, str] = {}
     for source in container["envFrom"]:
         if "configMapRef" in source:
             found |= find(objects, "ConfigMap", source["configMapRef"]["name"])["data"]
         else:
-            assert source == {"secretRef": {"name": SECRET}}
-            found |= PLACEHOLDERS
+            secret = source["secretRef"]["name"]
+            how, holds = SECRETS[secret]
+            assert source == {"secretRef": {"name": secret, **how}}
+            found |= holds
     return found
 
 
@@ -120,12 +133,34 @@ def test_a_worker_accepts_its_settings_and_has_time_to_drain(objects: tuple[MAPP
         assert environment[f"SLIDEREASON_{name}"] == shared[f"SLIDEREASON_{name}"]
 
 
-def test_the_secret_holds_what_no_map_does(objects: tuple[MAPPING, ...]) -> None:
+def test_the_secrets_hold_what_no_map_does(objects: tuple[MAPPING, ...]) -> None:
     assert read_env_file(DEPLOY / "secret.env.example").keys() == PLACEHOLDERS.keys()
+    assert read_env_file(DEPLOY / "worker-secret.env.example").keys() == WORKER_PLACEHOLDERS.keys()
+    held = PLACEHOLDERS.keys() | WORKER_PLACEHOLDERS.keys()
+    assert secret_settings() <= held
     for one in objects:
         assert one["kind"] != "Secret"
         if one["kind"] == "ConfigMap":
-            assert not one["data"].keys() & PLACEHOLDERS.keys()
+            assert not one["data"].keys() & held
+
+
+def test_each_part_is_given_the_settings_of_deliveries_that_it_reads(objects: tuple[MAPPING, ...]) -> None:
+    for name, wanted in zip(("gateway", "worker"), delivery_settings(), strict=True):
+        environment = environment_of(objects, name)
+        assert wanted <= environment.keys(), name
+        assert set(environment) & delivery_settings()[1] == wanted, f"{name} gets no more than it reads"
+    worker = environment_of(objects, "worker")
+    for name in delivery_settings()[0]:
+        assert worker[name] == environment_of(objects, "gateway")[name]
+
+
+@pytest.mark.parametrize(
+    "path", [REPOSITORY / name for name in FILES] + sorted(path for path in DEPLOY.rglob("*") if path.is_file()),
+    ids=lambda path: path.name,
+)  # fmt: skip
+def test_every_setting_that_a_file_names_is_one_that_the_code_reads(path: Path) -> None:
+    named = set(re.findall(r"\bSLIDEREASON_[A-Z0-9_]*[A-Z0-9]\b", path.read_text(encoding="utf-8")))
+    assert named - COMPOSE_ONLY <= named_in_code()
 
 
 def test_pods_are_restricted(objects: tuple[MAPPING, ...]) -> None:
