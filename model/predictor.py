@@ -32,8 +32,9 @@ SEE_CHUNK = {"cpu": 8, "cuda": 32}
 """Most pictures in one pass of the pathology encoder: on a CPU as many as its caches hold."""
 EVIDENCE = 2.0
 """Weight of the class logits beside the mask's; chosen among 0, 0.5, 1 and 2 by the grid benchmark."""
-EVIDENCE_FOR = {c.phrase: "gland" if "gland" in c.parents else c.key for c in CONCEPTS.values()}
-"""Which class speaks for a phrase: for the diagnoses of glands it is `gland`; which diagnosis is the chain's to say."""
+EVIDENCE_FOR = {c.phrase: c.key for c in CONCEPTS.values() if "gland" not in c.parents}
+"""Which class speaks for a phrase. None does for a diagnosis of glands: which one it is, the chain says, and `gland`,
+which once stood for all of them, tore holes and rough edges into masks that were right."""
 
 
 @dataclass(frozen=True)
