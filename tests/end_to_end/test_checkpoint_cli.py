@@ -1,4 +1,4 @@
-"""`slidereason checkpoint import|inspect|verify`: from published files to a model that answers."""
+"""`slidereason checkpoint import|inspect|verify|average`: from published files to a model that answers."""
 
 import json
 import re
@@ -297,7 +297,7 @@ def test_every_command_of_the_page_is_one(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     lines = [line.split()[2:] for line in page.splitlines() if line.startswith("    slidereason checkpoint ")]
-    assert {line[0] for line in lines} == {"import", "inspect", "verify"}
+    assert {line[0] for line in lines} == {"import", "inspect", "verify", "average"}
     for line in lines:
         assert run_checkpoint(line) == 2
         assert re.search(r"cannot be read|there is no such file|is missing", told(capsys)[1])
