@@ -53,7 +53,8 @@ class OmeZarrReader:
         self._store, root = _open_store(path)
         try:
             group = zarr.open_group(self._store, path=root, mode="r", use_consolidated=False)
-            multiscales, self._levels = _find_picture(group)
+            entry, named = _find_picture(group)
+            self._levels = [level for _, level in named]
         except SlideUnreadable:
             self.close()
             raise
@@ -64,7 +65,7 @@ class OmeZarrReader:
             self.close()
             raise SlideUnreadable(f"the OME-Zarr's metadata are broken: {reason(error, path)}") from error
         self.level_dimensions = tuple((level.shape[-1], level.shape[-2]) for level in self._levels)
-        self.properties = _physical_size(multiscales)
+        self.properties = _physical_size(entry, named[0][0])
         self.properties["quickhash"] = self._quickhash()
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
@@ -130,7 +131,11 @@ def _open_store(path: Path) -> tuple[Store, str]:
     return store, min((folder for folder, _, _ in roots), key=lambda folder: (folder.count("/"), len(folder), folder))
 
 
-def _find_picture(group: zarr.Group) -> tuple[Mapping[str, Any], list[zarr.Array]]:
+Named = tuple[Mapping[str, Any], zarr.Array]
+"""A level, after what its `datasets` entry says of it."""
+
+
+def _find_picture(group: zarr.Group) -> tuple[Mapping[str, Any], list[Named]]:
     """The multiscales entry of the largest brightfield picture, and its levels, finest first."""
     found, why = [], ""
     for image in _images(group):
@@ -138,14 +143,19 @@ def _find_picture(group: zarr.Group) -> tuple[Mapping[str, Any], list[zarr.Array
         if "image-label" in ome:
             raise SlideUnreadable(f"the OME-Zarr holds labels, no picture; {ACCEPTED}")
         for entry in ome.get("multiscales", ())[:1]:
-            levels = [image[item["path"]] for item in entry["datasets"][:MAX_LEVELS]]
-            why = why or _unfit(entry, levels)
-            if not _unfit(entry, levels):
-                found.append((entry, sorted(levels, key=lambda level: -level.shape[-1] * level.shape[-2])))
+            named = [(item, image[item["path"]]) for item in entry["datasets"][:MAX_LEVELS]]
+            unfit = _unfit(entry, [level for _, level in named])
+            why = why or unfit
+            if not unfit:
+                found.append((entry, sorted(named, key=lambda one: -_area(one[1]))))
     if not found:
         kind = "a plate of wells" if "plate" in ome_of(group.attrs) else why or "no picture (no multiscales)"
         raise SlideUnreadable(f"the OME-Zarr holds {kind}; {ACCEPTED}")
-    return max(found, key=lambda picture: picture[1][0].shape[-1] * picture[1][0].shape[-2])
+    return max(found, key=lambda picture: _area(picture[1][0][1]))
+
+
+def _area(level: zarr.Array) -> int:
+    return level.shape[-1] * level.shape[-2]
 
 
 def _images(group: zarr.Group) -> Iterator[zarr.Group]:
@@ -201,17 +211,18 @@ def _codecs(metadata: Any) -> Iterator[str]:
         yield from _codecs({"codecs": [*inner.get("codecs", ()), *inner.get("index_codecs", ())]})
 
 
-def _physical_size(entry: Mapping[str, Any]) -> dict[str, str]:
+def _physical_size(entry: Mapping[str, Any], finest: Mapping[str, Any]) -> dict[str, str]:
     """`ome.mpp-x` and `ome.mpp-y`, from the finest level's scale; nothing where the axes have no unit of length."""
     axes = entry.get("axes") or ()
     scale = np.ones(len(axes))
-    for part in (entry, entry["datasets"][0]):
+    for part in (entry, finest):
         for change in part.get("coordinateTransformations", ()):
             if change.get("type") == "scale" and len(change.get("scale", ())) == len(axes):
                 scale = scale * np.array(change["scale"], float)
     found = {}
     for axis, size in zip(axes, scale, strict=True):
         unit = UM_PER_UNIT.get(str(axis.get("unit")).lower()) if isinstance(axis, Mapping) else None
-        if unit and axis.get("name") in ("x", "y"):
-            found[f"ome.mpp-{axis['name']}"] = repr(float(size) * unit)
+        name = str(axis.get("name")).lower() if isinstance(axis, Mapping) else ""
+        if unit and name in ("x", "y"):
+            found[f"ome.mpp-{name}"] = repr(float(size) * unit)
     return found

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.data.concepts import CONCEPTS, DIAGNOSES
 from model.data.foreign import heldout_pairs
 from model.data.synthetic import synthetic_scenes
 from model.exemplar import Exemplar
-from model.predictor import CHECKPOINTS, load_segmenter
+from model.predictor import CHECKPOINTS, EVIDENCE_FOR, load_segmenter
 from model.segmenter import TileBatch
 
 
@@ -47,6 +48,14 @@ def test_it_finds_tumour_where_there_is_some_and_keeps_still_elsewhere(shipped, 
     assert len(dice) >= 0.7 * len(with_tumour)
     assert np.mean(dice) > 0.75
     assert np.mean([a.emitted for a in without]) < 0.4
+
+
+def test_no_class_speaks_in_the_mask_of_a_diagnosis_of_glands(shipped):
+    """Their stand-in `gland` tore holes into right masks; tumour without its own class spills over the slide."""
+    columns = shipped.model.config.dense_classes
+    spoken = {concept.key for concept in CONCEPTS.values() if EVIDENCE_FOR.get(concept.phrase) in columns}
+    assert spoken == {key for key in columns if key not in DIAGNOSES}
+    assert EVIDENCE_FOR[CONCEPTS["tumour"].phrase] == "tumour"
 
 
 NEVER_TAUGHT = (

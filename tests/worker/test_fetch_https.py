@@ -1,8 +1,6 @@
 """A file behind https: whole, or not at all and said why."""
 
 import shutil
-import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import make_certificate
 from tests.slide_servers import SlideServer, chunked, cut, endless, slide_server, slow_head, status
 from worker.errors import BadRequest, SlideFetchFailed
 from worker.fetch_https import fetch_file
@@ -124,13 +123,7 @@ def test_a_server_that_only_keeps_the_line_open_is_left(fetch: Callable, server:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 def test_by_tls_the_certificate_must_be_of_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=a.inside -addext subjectAltName=DNS:a.inside"
-    subprocess.run(
-        ["openssl", *words.split(), "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context, certificate = make_certificate(tmp_path, "a.inside")
     with slide_server(context) as server:
 
         def fetch(host: str, name: str) -> bytes:

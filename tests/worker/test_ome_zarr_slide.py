@@ -93,6 +93,16 @@ def test_units(tmp_path: Path, unit: str | None, size: float, mpp: float | None)
         assert (slide.info.mpp_x, slide.info.mpp_source) == (0.3, "override")
 
 
+def test_levels_that_stand_in_another_order_keep_their_own_scale(tmp_path: Path):
+    path = write_picture(tmp_path / "slide.zarr")
+    group = zarr.open_group(path)
+    ome = dict(group.attrs["ome"])
+    ome["multiscales"][0]["datasets"].reverse()
+    group.attrs["ome"] = ome
+    with open_slide(path) as slide:
+        assert (slide.info.level_dimensions[0], slide.info.mpp_x) == ((WIDTH, HEIGHT), 0.5)
+
+
 @pytest.mark.parametrize(
     "packing",
     [
@@ -194,6 +204,15 @@ class TestRefused:
         with pytest.raises(SlideUnreadable, match="pickle"):
             open_slide(path)
         assert not ran.exists()
+
+    @pytest.mark.parametrize("codec", ["packbits", "bitround"])
+    def test_a_codec_that_is_not_on_the_list(self, tmp_path: Path, codec: str):
+        path = write_picture(tmp_path / "slide.zarr", "0.4", filters=None)
+        meta = json.loads((path / "1" / ".zarray").read_text())
+        meta["filters"] = [{"id": codec, "keepbits": 3} if codec == "bitround" else {"id": codec}]
+        (path / "1" / ".zarray").write_text(json.dumps(meta))
+        with pytest.raises(SlideUnreadable, match=f"packed by '{codec}'; read are .*zstd"):
+            open_slide(path)
 
     @pytest.mark.parametrize("name", ["../outside.zarr/0", "/etc", "0/../../outside.zarr/0"])
     def test_levels_elsewhere(self, tmp_path: Path, name: str):

@@ -2,8 +2,6 @@
 
 import shutil
 import socket
-import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import make_certificate
 from worker.errors import BadRequest
 from worker.outbound import Call, Outbound, call, is_public
 
@@ -251,13 +250,7 @@ def test_nobody_there_and_no_http_are_errors_that_may_pass():
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 def test_a_certificate_must_be_trusted_and_of_the_name_that_was_asked_for(tmp_path: Path, monkeypatch):
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=lis.inside -addext subjectAltName=DNS:lis.inside"
-    subprocess.run(
-        ["openssl", *words.split(), "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context, certificate = make_certificate(tmp_path, "lis.inside")
     outbound = Outbound(inside=("lis.inside", "other.inside"))
     with receiver() as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)

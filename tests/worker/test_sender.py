@@ -130,6 +130,7 @@ def test_who_cannot_renew_stops_sending_before_another_may(
 
 
 def test_a_call_is_cut_when_another_has_the_delivery(ledger: Ledger, tmp_path: Path):
+    ledger.lease_s = 8 * LEASE_S  # renewed after a quarter; without that it would be given up after 0.8 of it
     receiver, late = Hanging(), sender(ledger, tmp_path)
     with serving(receiver) as url:
         job_id = end_job(ledger, url)
@@ -141,7 +142,7 @@ def test_a_call_is_cut_when_another_has_the_delivery(ledger: Ledger, tmp_path: P
             with ledger.engine.begin() as connection:  # as if this process had slept
                 connection.execute(update(deliveries).values(not_before=0.0))
             _, other = sender(ledger, tmp_path, "other")._claim()
-            thread.join(LEASE_S)
+            thread.join(5 * LEASE_S)
             assert not thread.is_alive()
         finally:
             receiver.over.set()
